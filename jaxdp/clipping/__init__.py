@@ -1,0 +1,27 @@
+"""Clipping rules: the only thing a clipping method is (see `_rule.py`).
+
+A rule turns the norms of a unit's gradient into weights and states one bound.
+One family a file; each public name below makes one rule.
+"""
+
+from jaxdp.clipping._flat import flat
+from jaxdp.clipping._flat import no_clipping
+from jaxdp.clipping._flat import normalized
+from jaxdp.clipping._groups import Groups
+from jaxdp.clipping._groups import assign_groups
+from jaxdp.clipping._groupwise import groupwise
+from jaxdp.clipping._groupwise import per_layer
+from jaxdp.clipping._rule import ClippingRule
+from jaxdp.clipping._rule import rule_from_dict
+
+__all__ = [
+  "ClippingRule",
+  "Groups",
+  "assign_groups",
+  "flat",
+  "groupwise",
+  "no_clipping",
+  "normalized",
+  "per_layer",
+  "rule_from_dict",
+]

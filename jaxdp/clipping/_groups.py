@@ -1,0 +1,33 @@
+"""Which leaf is in which group: the partition that a rule makes of a tree."""
+
+import math
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxdp.clipping._rule import ClippingRule
+
+
+class Groups(NamedTuple):
+  """A partition of the leaves of a tree, groups in order of appearance."""
+
+  names: tuple[Hashable, ...]
+  index: tuple[int, ...]  # for each leaf, in flattening order
+  dims: tuple[int, ...]  # for each group, how many parameters it has
+
+
+def assign_groups(rule: ClippingRule, params: PyTree) -> Groups:
+  """The groups of a rule over the leaves of (trained) parameters."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  names: dict[Hashable, int] = {}
+  index = []
+  for path, _leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    index.append(names.setdefault(rule.group(name), len(names)))
+  dims = [0] * len(names)
+  for group, (_, leaf) in zip(index, leaves, strict=True):
+    dims[group] += math.prod(jnp.shape(leaf))
+  return Groups(tuple(names), tuple(index), tuple(dims))

@@ -1,0 +1,146 @@
+"""`PerExampleGrads`: what a clipping rule and a sum need of a batch's gradients.
+
+Every engine hands out one of these. A consumer asks it for norms by group and
+for one weighted sum; it never indexes into it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxdp.per_example import _batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerExampleGrads:
+  """One gradient per unit, stacked, with the mask of padding rows inside.
+
+  Attributes:
+    stacked: a tree like the trained parameters; leaves `[units, *shape]`, all
+      finite: the row of a unit that is dropped holds zeros. *Sensitive.*
+    squares: the same tree with leaves `[units]`: each row's sum of squares in
+      float32 or wider, NaN or infinite where the unit is dropped. *Sensitive.*
+    is_padding_example: bool `[units]`, True for rows that are not real; None
+      when nobody said, which samplers that pad refuse.
+  """
+
+  stacked: PyTree[Float[Array, "units ..."]]
+  squares: PyTree[Float[Array, " units"]]
+  is_padding_example: Bool[Array, " units"] | None = None
+
+  @classmethod
+  def from_stacked(
+    cls,
+    stacked: PyTree[Float[Array, "units ..."]],
+    is_padding_example: Bool[Array, " units"] | None = None,
+  ) -> "PerExampleGrads":
+    """Wraps stacked gradients that were computed elsewhere.
+
+    Guarantees:
+      A row with a non-finite coordinate is dropped, whatever its other leaves
+      hold. That every row depends on its own unit alone is the caller's word.
+    """
+    units = _batch.num_units(stacked)
+    if is_padding_example is not None:
+      _batch.check_mask(is_padding_example, units)
+    squares = jax.tree.map(sum_of_squares, stacked)
+    bad = ~jnp.isfinite(total(squares))
+    stacked = jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked)
+    return cls(stacked, squares, is_padding_example)
+
+  @property
+  def num_units(self) -> int:
+    """Rows of the batch, padding included."""
+    return _batch.num_units(self.stacked)
+
+  @property
+  def params_like(self) -> PyTree[jax.ShapeDtypeStruct]:
+    """Structure, shapes and dtypes of one unit's gradient."""
+    return jax.tree.map(
+      lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), self.stacked
+    )
+
+  def norms(self, groups: Sequence[int]) -> Float[Array, "groups units"]:
+    """L2 norms of each unit's gradient, by group of leaves.
+
+    Args:
+      groups: for each leaf, in flattening order, the index of its group.
+
+    Returns:
+      float32 (or wider) `[groups, units]`. Padding rows are 0; a unit that has
+      a non-finite coordinate, or whose squares overflow, is not finite.
+    """
+    by_group: list[list[Array]] = [[] for _ in range(max(groups) + 1)]
+    leaves = jax.tree.leaves(self.squares)
+    for square, group in zip(leaves, groups, strict=True):
+      by_group[group].append(square)
+    norms = jnp.sqrt(jnp.stack([total(squares) for squares in by_group]))
+    if self.is_padding_example is None:
+      return norms
+    return jnp.where(
+      self.is_padding_example[None, :], jnp.zeros_like(norms), norms
+    )
+
+  def weighted_sum(
+    self, weights: Float[Array, "groups units"], groups: Sequence[int]
+  ) -> PyTree[Float[Array, "..."]]:
+    """Sum over units of weight times gradient, in float32 or wider.
+
+    Dropped rows hold zeros already, so that a weight of 0 gives exactly 0.
+    """
+    leaves, treedef = jax.tree.flatten(self.stacked)
+    return treedef.unflatten(
+      [
+        _weighted_sum(leaf, weights[group])
+        for leaf, group in zip(leaves, groups, strict=True)
+      ]
+    )
+
+  def materialise(self) -> PyTree[Float[Array, "units ..."]]:
+    """The stacked gradients, zero where padded or dropped. *Sensitive.*"""
+    if self.is_padding_example is None:
+      return self.stacked
+    mask = self.is_padding_example
+    return jax.tree.map(lambda g: _batch.zero_rows(mask, g), self.stacked)
+
+
+def total(squares: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
+  """Sum over the leaves of a tree of squared norms."""
+  return jnp.sum(jnp.stack(jax.tree.leaves(squares)), axis=0)
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def sum_of_squares(leaf: Float[Array, "units ..."]) -> Float[Array, " units"]:
+  """Squared L2 norm of each row.
+
+  The conversion comes first: a square in bfloat16 keeps 8 bits. XLA sums long
+  rows as a tree; a test holds it to that, since a running sum in float32 would
+  lose small terms and under-estimate the norm.
+  """
+  x = leaf.astype(_accumulator(leaf.dtype))
+  return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
+
+
+def _weighted_sum(
+  leaf: Float[Array, "units ..."], weights: Float[Array, " units"]
+) -> Float[Array, "..."]:
+  dtype = _accumulator(leaf.dtype)
+  weights = weights.astype(dtype)
+  if leaf.dtype == dtype:
+    # One matrix product is 5 to 60 times faster than scale-then-sum on a CPU.
+    # HIGHEST: TF32 keeps 10 bits of the weight and would break the bound.
+    return jnp.einsum(
+      "u,u...->...", weights, leaf, precision=jax.lax.Precision.HIGHEST
+    )
+  # Narrow leaves: the product is exact in float32 and the conversion fuses.
+  scaled = leaf.astype(dtype) * jax.lax.broadcast_in_dim(
+    weights, leaf.shape, (0,)
+  )
+  return jnp.sum(scaled, axis=0)

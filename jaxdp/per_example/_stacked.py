@@ -1,0 +1,123 @@
+"""The stacked engine: `jax.vmap(jax.grad(loss_fn))`, with units kept apart.
+
+The reference for every other engine; it works for every loss. Read
+`compute` first, then `_isolate`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxdp.per_example import _batch, _grads
+
+# (trained, frozen, example, key) -> (loss, aux)
+UnitLoss = Callable[[PyTree, PyTree, PyTree, Any], tuple[Array, Any]]
+
+
+def compute(
+  loss_fn: UnitLoss,
+  params: tuple[PyTree, PyTree],
+  batch: PyTree,
+  is_padding_example: Bool[Array, " units"] | None,
+  keys: Array | None,
+) -> tuple[Float[Array, " units"], Any, _grads.PerExampleGrads]:
+  """Losses, auxiliary outputs and gradients of every unit of a batch."""
+  trained, frozen = params
+  nonfinite = _batch.has_nonfinite_input(batch)
+  padding = is_padding_example
+  removed = nonfinite if padding is None else nonfinite | padding
+  batch = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
+
+  def one(example: PyTree, key: Any) -> Any:
+    (loss, aux), grad = jax.value_and_grad(loss_fn, has_aux=True)(
+      trained, frozen, example, key
+    )
+    return loss, aux, grad
+
+  losses, aux, stacked = jax.vmap(one)(batch, keys)
+  squares = jax.tree.map(_grads.sum_of_squares, stacked)
+
+  def again(i: Array) -> PyTree:
+    example, key = jax.tree.map(lambda x: x[i], (batch, keys))
+    return one(example, key)[2]
+
+  mixes = _has_convolution(one, batch, keys)
+  stacked, squares = _isolate(
+    stacked, squares, removed, again if mixes else None
+  )
+  # A removed row was computed from zeros: its gradient is finite but not its
+  # own. NaN squares say "dropped"; padding is masked by the norms anyway.
+  squares = jax.tree.map(
+    lambda s: jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s), squares
+  )
+  return losses, aux, _grads.PerExampleGrads(stacked, squares, padding)
+
+
+def _isolate(
+  stacked: PyTree,
+  squares: PyTree,
+  removed: Bool[Array, " units"],
+  again: Callable[[Array], PyTree] | None,
+) -> tuple[PyTree, PyTree]:
+  """Zeros the rows that are not finite, after a second try for each.
+
+  XLA may compute the kernel gradients of a vmapped convolution as one dense
+  convolution with zeros in it, which spreads a NaN of one unit over all. So a
+  unit that is not finite is computed again, alone (`again`); its row is zeroed
+  only if it still is not finite. The loop has no turn in an ordinary step, so
+  it costs nothing there, and stays cheap under `vmap`.
+  """
+  todo = ~jnp.isfinite(_grads.total(squares))
+
+  def body(carry: tuple) -> tuple:
+    todo, stacked, squares = carry
+    i = jnp.argmax(todo)
+    row = jnp.arange(todo.shape[0]) == i
+    if again is None:
+      grad = jax.tree.map(lambda g: jnp.zeros_like(g[0]), stacked)
+      square = jax.tree.map(lambda s: s[i], squares)
+    else:
+      grad = again(i)
+      square = jax.tree.map(lambda g: _grads.sum_of_squares(g[None])[0], grad)
+      keep = jnp.isfinite(_grads.total(square)) & ~removed[i]
+      grad = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grad)
+    # `select`, not an indexed write: it keeps the units' sharding.
+    stacked = jax.tree.map(lambda g, new: _set_row(row, g, new), stacked, grad)
+    squares = jax.tree.map(
+      lambda s, new: _set_row(row, s, new), squares, square
+    )
+    return todo & ~row, stacked, squares
+
+  carry = (todo, stacked, squares)
+  _, stacked, squares = jax.lax.while_loop(
+    lambda carry: jnp.any(carry[0]), body, carry
+  )
+  return stacked, squares
+
+
+def _set_row(row: Bool[Array, " units"], x: Array, new: Array) -> Array:
+  mask = jax.lax.broadcast_in_dim(row, x.shape, (0,))
+  return jnp.where(mask, new[None], x)
+
+
+def _has_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
+  )
+  jaxpr = jax.make_jaxpr(one)(*abstract)
+  return any(eqn.primitive.name.startswith("conv") for eqn in _walk(jaxpr))
+
+
+def _walk(jaxpr: Any) -> Any:
+  for eqn in jaxpr.eqns:
+    yield eqn
+    for value in jax.tree.leaves(
+      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+      if hasattr(value, "eqns"):
+        yield from _walk(value)
+
+

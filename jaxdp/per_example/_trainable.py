@@ -1,0 +1,89 @@
+"""Which parameters train: splitting a tree in two and joining it again.
+
+A frozen leaf has no gradient, no norm and no noise. It is therefore absent,
+as `None`, from every tree that a mechanism or an optimizer sees; masks around
+per-example stages (`optax.masked`) would let it pass un-noised instead.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+# A tree of bools (or a prefix of one), a function of ("layers/0/kernel", leaf),
+# or None for "every leaf".
+Trainable = PyTree | Callable[[str, Any], bool] | None
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+  """The name of a leaf, as in `layers/0/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition_params(
+  params: PyTree, trainable: Trainable = None
+) -> tuple[PyTree, PyTree]:
+  """Splits parameters into the trained part and the frozen rest.
+
+  Args:
+    params: a tree of arrays.
+    trainable: a tree of bools with the structure of `params` (or a prefix of
+      it), a function `(name, leaf) -> bool` with names like `layers/0/kernel`,
+      or None to train every leaf.
+
+  Returns:
+    `(trained, frozen)`, both with the structure of `params` and `None` where a
+    leaf went to the other one.
+
+  Raises:
+    ValueError: no leaf trains, or a leaf that trains is not a real float.
+
+  Example:
+    >>> params = {"body": jnp.ones(2), "head": jnp.zeros(3)}
+    >>> trained, frozen = partition_params(
+    ...   params, lambda name, leaf: name.startswith("head")
+    ... )
+    >>> trained["body"], frozen["head"]
+    (None, None)
+  """
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+  if trainable is None:
+    flags = [True] * len(leaves)
+  elif callable(trainable):
+    flags = [bool(trainable(path_string(path), x)) for path, x in leaves]
+  else:
+    full = jax.tree.map(
+      lambda flag, sub: jax.tree.map(lambda _: bool(flag), sub),
+      trainable,
+      params,
+    )
+    flags = jax.tree.leaves(full)
+  if not any(flags):
+    raise ValueError(
+      "No parameter is trainable. Give params with at least one leaf, and a "
+      "`trainable` that is True for at least one of: "
+      f"{[path_string(path) for path, _ in leaves]}."
+    )
+  for flag, (path, x) in zip(flags, leaves, strict=True):
+    if flag and not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+      raise ValueError(
+        f"Parameter {path_string(path)!r} has dtype {jnp.result_type(x)}; only "
+        "real floating-point leaves have gradients that can be clipped. Freeze "
+        "it: trainable=lambda name, leaf: jnp.issubdtype(leaf.dtype, "
+        "jnp.floating)."
+      )
+  trained = [x if f else None for f, (_, x) in zip(flags, leaves, strict=True)]
+  frozen = [None if f else x for f, (_, x) in zip(flags, leaves, strict=True)]
+  return treedef.unflatten(trained), treedef.unflatten(frozen)
+
+
+def combine_params(trained: PyTree, frozen: PyTree) -> PyTree:
+  """Joins the two trees of `partition_params` again."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a,
+    trained,
+    frozen,
+    is_leaf=lambda x: x is None,
+  )
