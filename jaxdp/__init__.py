@@ -1,1 +1,52 @@
-"""Training with differential privacy in JAX."""
+"""Training with differential privacy in JAX.
+
+Per-example gradients feed clipping rules; a `Mechanism` joins a rule, a sampler
+and noise into one release and its DpEvent; any optax optimizer follows. Start
+with `Mechanism`, then `fit` or `Mechanism.aggregate`.
+"""
+
+from dp_accounting import NeighboringRelation
+
+from jaxdp import accounting, clipping, noise, optimizers, sampling, training
+from jaxdp._version import __version__
+from jaxdp.accounting import (
+  PrivacyStatement,
+  calibrate_batch_size,
+  calibrate_noise,
+  calibrate_steps,
+)
+from jaxdp.aggregation import clip_per_example, clipped_sum, sum_examples
+from jaxdp.mechanism import Mechanism
+from jaxdp.per_example import (
+  PerExampleGrads,
+  combine_params,
+  partition_params,
+  per_example_grads,
+)
+from jaxdp.training import PerformanceFlags, fit, make_train_step
+
+__all__ = [
+  "Mechanism",
+  "NeighboringRelation",
+  "PerExampleGrads",
+  "PerformanceFlags",
+  "PrivacyStatement",
+  "accounting",
+  "calibrate_batch_size",
+  "calibrate_noise",
+  "calibrate_steps",
+  "clip_per_example",
+  "clipped_sum",
+  "clipping",
+  "combine_params",
+  "fit",
+  "make_train_step",
+  "noise",
+  "optimizers",
+  "partition_params",
+  "per_example_grads",
+  "sampling",
+  "sum_examples",
+  "training",
+  "__version__",
+]

@@ -9,14 +9,14 @@ computes gradients, clips and sums them, in microbatches if asked. Both end in a
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp import per_example
+from jaxdp import microbatch, per_example
 from jaxdp.clipping import ClippingRule, assign_groups
 from jaxdp.per_example import PerExampleGrads
 
@@ -221,7 +221,7 @@ def clipped_sum(
   loss_fn: Callable,
   rule: ClippingRule,
   method: per_example.Method = "auto",
-  microbatch_size: int | None = None,
+  microbatch_size: int | Literal["auto"] | None = None,
   *,
   trainable: per_example.Trainable = None,
   has_aux: bool = False,
@@ -234,13 +234,14 @@ def clipped_sum(
       `has_aux` and `has_key`.
     rule: the clipping rule.
     microbatch_size: units whose gradients exist at the same time; None for all.
-      Any size works, also one that does not divide the batch. It moves time and
-      memory, never the result beyond rounding, and never epsilon.
+      Any size works, also one that does not divide the batch; "auto" takes the
+      largest that fits, by the compiler's own memory analysis. It moves time
+      and memory, never the result beyond rounding, and never epsilon.
 
   Returns:
     `fn(params, batch, is_padding_example=None, rule_state=None, key=None)`,
     which returns `(ClippedSum, ClipInfo)`. `rule_state` may be left out for
-    rules that are not adaptive.
+    rules that are not adaptive; `key` is one key, or one a unit.
 
   Guarantees:
     The sum has the rule's bound for every unit. Microbatches of padding alone
@@ -283,74 +284,21 @@ def clipped_sum(
     def whole(batch: PyTree, mask: Any, keys: Any) -> tuple:
       losses, aux, grads = compute(params, batch, mask, keys)
       clipped, norms = clip(rule, grads, state)
-      return sum_clipped(clipped), ClipInfo(
-        norms, clipped.weights, losses, aux
-      )
+      info = ClipInfo(norms.T, clipped.weights.T, losses, aux)
+      return sum_clipped(clipped), info
 
-    if microbatch_size is None or microbatch_size >= units:
-      return whole(batch, is_padding_example, keys)
-    return _in_microbatches(
-      whole, microbatch_size, units, batch, is_padding_example, keys
-    )
+    size = microbatch_size
+    if size == "auto":
+      size = microbatch.largest_that_fits(
+        compute, units, params, batch, is_padding_example, keys
+      )
+    if size is None or size == units:
+      summed, info = whole(batch, is_padding_example, keys)
+    else:
+      masked = is_padding_example is not None
+      mask = is_padding_example if masked else jnp.zeros(units, bool)
+      summed, info = microbatch.accumulate(whole, size, batch, mask, keys)
+      summed = dataclasses.replace(summed, num_units=units, masked=masked)
+    return summed, info._replace(norms=info.norms.T, weights=info.weights.T)
 
   return fn
-
-
-def _in_microbatches(
-  whole: Callable,
-  size: int,
-  units: int,
-  batch: PyTree,
-  mask: Bool[Array, " units"] | None,
-  keys: Any,
-) -> tuple[ClippedSum, ClipInfo]:
-  """`whole` on slices, in a `lax.scan`; sums added, the rest put together."""
-  if size < 1:
-    raise ValueError(f"microbatch_size must be >= 1, got {size}.")
-  count = -(-units // size)
-  missing = count * size - units
-  masked = mask is not None
-  if mask is None:
-    mask = jnp.zeros(units, bool)
-
-  def split(x: Array) -> Array:
-    if missing:
-      x = jnp.concatenate([x, jnp.repeat(x[:1], missing, axis=0)])
-    return x.reshape(count, size, *x.shape[1:])
-
-  mask = jnp.concatenate([mask, jnp.ones(missing, bool)])
-  slices = (*jax.tree.map(split, (batch, keys)), mask.reshape(count, size))
-  shapes = jax.eval_shape(
-    lambda s: whole(s[0], s[2], s[1]), jax.tree.map(lambda x: x[0], slices)
-  )
-
-  def zeros(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-
-  def body(total: ClippedSum, piece: tuple) -> tuple[ClippedSum, ClipInfo]:
-    batch, keys, mask = piece
-    summed, info = jax.lax.cond(
-      jnp.all(mask),
-      lambda: zeros(shapes),
-      lambda: whole(batch, mask, keys),
-    )
-    return jax.tree.map(jnp.add, total, summed), info
-
-  summed, infos = jax.lax.scan(body, zeros(shapes[0]), slices)
-  join = _joiner(units)
-  info = ClipInfo(
-    jax.tree.map(lambda x: join(jnp.moveaxis(x, 1, 0), 1), infos.norms),
-    jax.tree.map(lambda x: join(jnp.moveaxis(x, 1, 0), 1), infos.weights),
-    join(infos.loss, 0),
-    jax.tree.map(lambda x: join(x, 0), infos.aux),
-  )
-  return dataclasses.replace(summed, num_units=units, masked=masked), info
-
-
-def _joiner(units: int) -> Callable[[Array, int], Array]:
-  def join(x: Array, axis: int) -> Array:
-    """Merges the axes (microbatch, unit) at `axis` and cuts the padding."""
-    shape = x.shape[:axis] + (-1,) + x.shape[axis + 2 :]
-    return jax.lax.slice_in_dim(x.reshape(shape), 0, units, axis=axis)
-
-  return join

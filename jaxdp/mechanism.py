@@ -159,12 +159,23 @@ class Mechanism:
     return accounting.Ledger.for_mechanism(self)
 
   def privacy(
-    self, num_steps: int, delta: float, **notes: Any
+    self, num_steps: int, delta: float, *, seed_policy: str = "os"
   ) -> accounting.PrivacyStatement:
-    """Everything a reader of the result must know, see `PrivacyStatement`."""
+    """Everything a reader of `num_steps` releases must know."""
     ledger = self.ledger()
     ledger.charge(num_steps)
-    return ledger.statement(delta, rule=repr(self.rule), **notes)
+    return ledger.statement(
+      delta, rule=repr(self.rule), seed_policy=seed_policy
+    )
+
+  def to_dict(self) -> dict[str, Any]:
+    """The mechanism as JSON-able values."""
+    return {
+      "rule": self.rule.to_dict(),
+      "sampler": self.sampler.to_dict(),
+      "noise_multiplier": self.noise_multiplier,
+      "neighboring_relation": self.relation.name,
+    }
 
   # The release: pure functions of arrays.
 

@@ -100,9 +100,7 @@ def normal_from_bits(
   return radius * jnp.cos(turns * jnp.float32(2 * np.pi / 2**32))
 
 
-def standard_normal(
-  key: Array, shape: tuple[int, ...]
-) -> Float[Array, "..."]:
+def standard_normal(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
   """Float32 N(0, 1) values with exact tails; independent of the sharding."""
   words = jax.random.bits(key, (3, *shape), jnp.uint32)
   return normal_from_bits(words[0], words[1], words[2])
@@ -122,7 +120,6 @@ def add_gaussian_noise(
   Guarantees:
     The noise is float32 or wider, whatever the gradients were computed in.
   """
-
   leaves, treedef = jax.tree.flatten(tree)
   scales = treedef.flatten_up_to(stddevs)
 
@@ -136,5 +133,8 @@ def add_gaussian_noise(
     return x + scale * noise.astype(x.dtype)
 
   return treedef.unflatten(
-    [noisy(i, x, s) for i, (x, s) in enumerate(zip(leaves, scales, strict=True))]
+    [
+      noisy(i, x, s)
+      for i, (x, s) in enumerate(zip(leaves, scales, strict=True))
+    ]
   )

@@ -4,15 +4,10 @@ A rule turns the norms of a unit's gradient into weights and states one bound.
 One family a file; each public name below makes one rule.
 """
 
-from jaxdp.clipping._flat import flat
-from jaxdp.clipping._flat import no_clipping
-from jaxdp.clipping._flat import normalized
-from jaxdp.clipping._groups import Groups
-from jaxdp.clipping._groups import assign_groups
-from jaxdp.clipping._groupwise import groupwise
-from jaxdp.clipping._groupwise import per_layer
-from jaxdp.clipping._rule import ClippingRule
-from jaxdp.clipping._rule import rule_from_dict
+from jaxdp.clipping._flat import flat, no_clipping, normalized
+from jaxdp.clipping._groups import Groups, assign_groups
+from jaxdp.clipping._groupwise import groupwise, per_layer
+from jaxdp.clipping._rule import ClippingRule, rule_from_dict
 
 __all__ = [
   "ClippingRule",

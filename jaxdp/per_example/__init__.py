@@ -4,15 +4,19 @@ Read `_grads.py` (what a consumer sees), then `_stacked.py` (the engine), then
 `_api.py`.
 """
 
-from jaxdp.per_example._api import Method
-from jaxdp.per_example._api import per_example_grads
-from jaxdp.per_example._api import unit_keys
-from jaxdp.per_example._api import value_and_per_example_grads
+from jaxdp.per_example._api import (
+  Method,
+  per_example_grads,
+  unit_keys,
+  value_and_per_example_grads,
+)
 from jaxdp.per_example._batch import num_units
 from jaxdp.per_example._grads import PerExampleGrads
-from jaxdp.per_example._trainable import Trainable
-from jaxdp.per_example._trainable import combine_params
-from jaxdp.per_example._trainable import partition_params
+from jaxdp.per_example._trainable import (
+  Trainable,
+  combine_params,
+  partition_params,
+)
 
 __all__ = [
   "Method",

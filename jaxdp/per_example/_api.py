@@ -88,9 +88,7 @@ def value_and_per_example_grads(
   trainable: _trainable.Trainable,
   has_aux: bool,
   has_key: bool,
-) -> Callable[
-  ..., tuple[Float[Array, " units"], Any, PerExampleGrads]
-]:
+) -> Callable[..., tuple[Float[Array, " units"], Any, PerExampleGrads]]:
   """As `per_example_grads`, for keys by unit; returns (losses, aux, grads)."""
   if method not in _ENGINES:
     raise ValueError(
@@ -127,9 +125,9 @@ def value_and_per_example_grads(
 
 
 def unit_keys(key: Array | None, units: int) -> Array | None:
-  """One key a unit, by its position in the whole batch."""
-  if key is None:
-    return None
+  """One key a unit, by its position in the whole batch; such keys pass."""
+  if key is None or jnp.ndim(key) > 0:
+    return key
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
     key, jnp.arange(units, dtype=jnp.uint32)
   )

@@ -119,5 +119,3 @@ def _walk(jaxpr: Any) -> Any:
     ):
       if hasattr(value, "eqns"):
         yield from _walk(value)
-
-

@@ -1,0 +1,151 @@
+"""Rows of the data set for every step: on the device if it fits, or streamed."""
+
+import concurrent.futures
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from jaxdp.sampling import Sampler
+from jaxdp.training import _sharding
+
+# Data goes to the device if it takes at most this share of its memory.
+_DEVICE_SHARE = 0.25
+# Streamed rows of one call, at most.
+_STREAM_BYTES = 1 << 28
+
+
+class Reader(Protocol):
+  """A data set that is not in memory: `jaxdp.data.stream` makes one."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, indices: np.ndarray) -> PyTree: ...
+
+
+class Call(NamedTuple):
+  """What several steps in one program need."""
+
+  first_step: int
+  num_steps: int
+  rows: PyTree  # leaves [steps, rows, ...]: indices, or the batches themselves
+  mask: Any  # bool [steps, rows]
+
+
+class Feed:
+  """Makes the rows of calls, one call ahead of the device.
+
+  Args:
+    dataset: a tree of arrays with the examples on the first axis, or a
+      `Reader`.
+    sampler: says which rows.
+    seed: its seed.
+    mesh: where rows go.
+    on_device: keep the whole data set on the device; None to decide by size.
+  """
+
+  def __init__(
+    self,
+    dataset: PyTree | Reader,
+    sampler: Sampler,
+    seed: int,
+    mesh: Mesh | None,
+    on_device: bool | None,
+  ):
+    self._sampler = sampler
+    self._seed = seed
+    self._mesh = mesh
+    self._shards = _sharding.num_shards(mesh)
+    self._dataset = dataset
+    is_tree = not _is_reader(dataset)
+    sampler.check(num_rows(dataset))
+    if on_device is None:
+      on_device = is_tree and _num_bytes(dataset) <= _room()
+    if on_device and not is_tree:
+      raise ValueError(
+        "data_on_device=True needs arrays, got a reader of "
+        f"{len(dataset)} examples. Load the arrays, or leave it at 'auto'."
+      )
+    self.data = _sharding.place(dataset, mesh) if on_device else None
+
+  @property
+  def streams(self) -> bool:
+    """Whether batches travel to the device call by call."""
+    return self.data is None
+
+  def max_steps_per_call(self) -> int:
+    """How many steps' batches may travel together."""
+    if not self.streams:
+      return 1 << 30
+    example = self._read(np.zeros(1, np.int64))
+    row = _num_bytes(example)
+    return max(1, _STREAM_BYTES // (row * self._sampler.batch_size))
+
+  def calls(self, plan: list[tuple[int, int]]) -> Iterator[Call]:
+    """The calls of a plan of (first_step, num_steps), each made in advance."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      future = pool.submit(self._call, *plan[0]) if plan else None
+      for following in [*plan[1:], None]:
+        assert future is not None
+        call = future.result()
+        if following is not None:
+          future = pool.submit(self._call, *following)
+        yield call
+
+  def _call(self, first_step: int, num_steps: int) -> Call:
+    batch = self._sampler.sample_many(self._seed, first_step, num_steps)
+    rows = _sharding.lay_out(batch.indices, self._shards, 0)
+    mask = _sharding.lay_out(batch.is_padding_example, self._shards, True)
+    if self.streams:
+      batches = [self._read(indices) for indices in rows]
+      rows = jax.tree.map(lambda *x: np.stack(x), *batches)
+    spec = P(None, _sharding.AXIS)
+    rows, mask = _sharding.place((rows, mask), self._mesh, spec)
+    return Call(first_step, num_steps, rows, mask)
+
+  def _read(self, indices: np.ndarray) -> PyTree:
+    if _is_reader(self._dataset):
+      return self._dataset[indices]
+    return jax.tree.map(lambda x: x[indices], self._dataset)
+
+
+def _is_reader(dataset: Any) -> bool:
+  leaves = jax.tree.leaves(dataset)
+  return (
+    len(leaves) == 1 and leaves[0] is dataset and not hasattr(dataset, "shape")
+  )
+
+
+def num_rows(dataset: PyTree | Reader) -> int:
+  """How many examples a data set has.
+
+  Raises:
+    ValueError: its arrays disagree.
+  """
+  if _is_reader(dataset):
+    return len(dataset)
+  shapes = jax.tree.map(np.shape, dataset)
+  lengths = {np.shape(x)[:1] for x in jax.tree.leaves(dataset)}
+  if len(lengths) != 1 or () in lengths:
+    raise ValueError(
+      "The arrays of a data set need the same first axis (one row an example), "
+      f"got shapes {shapes}."
+    )
+  return lengths.pop()[0]
+
+
+def _num_bytes(tree: PyTree) -> int:
+  return sum(np.asarray(x[:1]).nbytes * len(x) for x in jax.tree.leaves(tree))
+
+
+def _room() -> float:
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return _DEVICE_SHARE * stats["bytes_limit"]
+  pages = os.sysconf("SC_PHYS_PAGES")
+  return _DEVICE_SHARE * pages * os.sysconf("SC_PAGE_SIZE")
