@@ -55,7 +55,7 @@ def load(
   Example:
     >>> digits = load("digits", "test")
     >>> digits["image"].shape, digits["image"].dtype, digits["label"][:4]
-    ((360, 8, 8, 1), dtype('uint8'), array([9, 6, 7, 9], dtype=int32))
+    ((360, 8, 8, 1), dtype('uint8'), array([9, 2, 1, 6], dtype=int32))
   """
   if name == "digits":
     return _digits.load_digits(split)
@@ -98,7 +98,7 @@ def stream(
 
   Example:
     >>> stream("digits", "test")[np.array([1, 0])]["label"]
-    array([6, 9], dtype=int32)
+    array([2, 9], dtype=int32)
   """
   folder = _folder.resolve_data_dir(data_dir)
   if name == "digits":

@@ -101,6 +101,9 @@ def _read_part(
   path: pathlib.Path, name: str, split: str, parts: int
 ) -> dict[str, np.ndarray]:
   try:
+    with path.open("rb") as stream:
+      if not zipfile.is_zipfile(stream):
+        raise zipfile.BadZipFile("not a zip file, or cut off")
     with np.load(path, allow_pickle=False) as file:
       meta = json.loads(str(file["meta"]))
       if meta["preprocessing"] != PREPROCESSING_VERSION:

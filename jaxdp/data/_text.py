@@ -47,7 +47,7 @@ def tokenize(
 
   Example:
     >>> tokenize(["It's good.<br />It's GOOD", ""], max_length=6)
-    array([[9643, 1974, 9643, 1974,    0,    0],
+    array([[5054, 2274, 5054, 2274,    0,    0],
            [   0,    0,    0,    0,    0,    0]], dtype=int32)
   """
   if vocab_size < 2:
