@@ -17,15 +17,13 @@ there are steps.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import dp_accounting
 import numpy as np
 from dp_accounting import NeighboringRelation
 
-from jaxdp.accounting import _events, _gdp, _validate
+from jaxdp.accounting import _events, _gdp, _pld, _validate
 
-_PLD = dp_accounting.pld.privacy_loss_distribution
 _RDP = dp_accounting.rdp.rdp_privacy_accountant
 _ORDERS = _RDP.RdpAccountant().orders
 ACCOUNTANTS = ("pld", "rdp", "gdp")
@@ -132,9 +130,14 @@ def privacy_curve(
     return _gaussian(releases)
   if accountant == "rdp":
     return _renyi(releases, relation)
-  if all(map(_has_pld, releases)):
-    bins = max(discretization, _least_discretization(releases, relation))
-    return _pld_curve(_composed_pld(tuple(releases.items()), relation, bins))
+  if all(map(_pld.supports, releases)):
+    bins = max(discretization, _pld.finest(releases, relation))
+    composed = _pld.composed(tuple(releases.items()), relation, bins)
+    return PrivacyCurve(
+      composed.get_epsilon_for_delta,
+      composed.get_delta_for_epsilon,
+      deltas=composed.get_delta_for_epsilon,
+    )
   return _by_dp_accounting(event, accountant, relation, discretization)
 
 
@@ -178,89 +181,6 @@ def _renyi_divergences(
 ) -> np.ndarray:
   accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=relation)
   return accountant.compose(release).rdp
-
-
-def _has_pld(release: dp_accounting.DpEvent) -> bool:
-  if isinstance(release, dp_accounting.PoissonSampledDpEvent):
-    return isinstance(release.event, dp_accounting.GaussianDpEvent)
-  return isinstance(
-    release,
-    dp_accounting.GaussianDpEvent
-    | dp_accounting.TruncatedSubsampledGaussianDpEvent,
-  )
-
-
-def _least_discretization(
-  releases: dict[dp_accounting.DpEvent, int], relation: NeighboringRelation
-) -> float:
-  """The finest bins that fit: a million of one step, ten of all of them.
-
-  Finer than 1e-4 wherever epsilon is below 100 or so, and then not felt.
-  """
-  span = 0.0
-  for release in releases:
-    sigma = getattr(release, "event", release).noise_multiplier
-    if isinstance(release, dp_accounting.TruncatedSubsampledGaussianDpEvent):
-      sigma = sigma / 2  # A cut sample moves by up to twice the bound.
-    span = max(span, 0.5 / sigma**2 + 10 / sigma)
-  return max(span * 1e-6, _events.clt_mu(releases, relation) * 1e-6)
-
-
-@functools.lru_cache(maxsize=16)
-def _single_pld(
-  release: dp_accounting.DpEvent,
-  relation: NeighboringRelation,
-  discretization: float,
-) -> Any:
-  common: dict[str, Any] = {
-    "value_discretization_interval": discretization,
-    "neighboring_relation": relation,
-  }
-  if isinstance(release, dp_accounting.PoissonSampledDpEvent):
-    return _PLD.from_gaussian_mechanism(
-      standard_deviation=release.event.noise_multiplier,
-      sampling_prob=release.sampling_probability,
-      **common,
-    )
-  if isinstance(release, dp_accounting.GaussianDpEvent):
-    return _PLD.from_gaussian_mechanism(
-      standard_deviation=release.noise_multiplier, **common
-    )
-  return _PLD.from_truncated_subsampled_gaussian_mechanism(
-    dataset_size=release.dataset_size,
-    sampling_probability=release.sampling_probability,
-    truncated_batch_size=release.truncated_batch_size,
-    noise_multiplier=release.noise_multiplier,
-    **common,
-  )
-
-
-@functools.lru_cache(maxsize=16)
-def _composed_pld(
-  releases: tuple[tuple[dp_accounting.DpEvent, int], ...],
-  relation: NeighboringRelation,
-  discretization: float,
-) -> Any:
-  total = None
-  for release, count in releases:
-    if isinstance(release, dp_accounting.GaussianDpEvent):
-      # T Gaussian releases are one with noise / sqrt(T).
-      release = dp_accounting.GaussianDpEvent(
-        release.noise_multiplier / math.sqrt(count)
-      )
-      part = _single_pld(release, relation, discretization)
-    else:
-      part = _single_pld(release, relation, discretization).self_compose(count)
-    total = part if total is None else total.compose(part)
-  return total
-
-
-def _pld_curve(pld: Any) -> PrivacyCurve:
-  return PrivacyCurve(
-    pld.get_epsilon_for_delta,
-    pld.get_delta_for_epsilon,
-    deltas=pld.get_delta_for_epsilon,
-  )
 
 
 def _by_dp_accounting(

@@ -76,26 +76,26 @@ def to_dict(event: dp_accounting.DpEvent) -> dict[str, Any]:
   """An event as JSON-able data.
 
   >>> to_dict(dp_accounting.GaussianDpEvent(2.0))
-  {'event': 'GaussianDpEvent', 'noise_multiplier': 2.0}
+  {'type': 'GaussianDpEvent', 'noise_multiplier': 2.0}
   """
   fields = attr.asdict(event, recurse=False)
   return {
-    "event": type(event).__name__,
+    "type": type(event).__name__,
     **{name: _value_to_json(value) for name, value in fields.items()},
   }
 
 
 def from_dict(fields: Mapping[str, Any]) -> dp_accounting.DpEvent:
   """The event that `to_dict` described."""
-  values = {name: _value_from_json(value) for name, value in fields.items()}
-  name = values.pop("event", None)
+  values = dict(fields)
+  name = values.pop("type", None)
   cls = getattr(dp_accounting.dp_event, str(name), None)
   if not (isinstance(cls, type) and issubclass(cls, dp_accounting.DpEvent)):
     raise ValueError(
       f"unknown DpEvent {name!r}: the record was edited or comes from another "
       "version of dp-accounting."
     )
-  return cls(**values)
+  return cls(**{k: _value_from_json(v) for k, v in values.items()})
 
 
 def _value_to_json(value: Any) -> Any:

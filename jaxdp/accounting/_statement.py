@@ -124,8 +124,10 @@ class PrivacyStatement:
       "clipping": self.rule or "not stated",
       "sampler": f"{name}({settings_text})",
       "seeds": _SEEDS.get(self.seed_policy, self.seed_policy),
-      "event": self.dp_event,
+      "event": self.dp_event.replace("DpEvent(", "("),
     }
+    if not math.isfinite(self.epsilon):
+      del rows["accountant"]
     lines = [head, ""]
     for label, text in rows.items():
       lines += _hanging(f"  {label:<18}", text)
@@ -133,9 +135,10 @@ class PrivacyStatement:
       lines += ["", "Warnings"]
       for text in self.warnings:
         lines += _hanging("  ! ", text)
-    lines += ["", "Assumptions"]
-    for text in self.assumptions:
-      lines += _hanging("  - ", text)
+    if math.isfinite(self.epsilon):
+      lines += ["", "Assumptions"]
+      for text in self.assumptions:
+        lines += _hanging("  - ", text)
     return "\n".join(lines)
 
 
