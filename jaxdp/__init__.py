@@ -1,8 +1,8 @@
 """Training with differential privacy in JAX.
 
-Per-example gradients feed clipping rules; a `Mechanism` joins a rule, a sampler
-and noise into one release and its DpEvent; any optax optimizer follows. Start
-with `Mechanism`, then `fit` or `Mechanism.aggregate`.
+Per-example gradients feed clipping rules; a ``Mechanism`` joins a rule, a
+sampler and noise into one release and its DpEvent; any optax optimizer follows.
+Start with ``Mechanism``, then ``fit`` or ``Mechanism.aggregate``.
 """
 
 from dp_accounting import NeighboringRelation

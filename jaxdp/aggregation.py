@@ -1,9 +1,9 @@
 """Where gradients meet rules: clip every unit, then sum over units.
 
-Two ways, one result. As optax stages: `clip_per_example(rule)` attaches weights
-to `PerExampleGrads`, `sum_examples()` contracts them. Fused: `clipped_sum`
-computes gradients, clips and sums them, in microbatches if asked. Both end in a
-`ClippedSum`, which only a mechanism opens.
+Two ways, one result. As optax stages: ``clip_per_example(rule)`` attaches
+weights to ``PerExampleGrads``, ``sum_examples()`` contracts them. Fused:
+``clipped_sum`` computes gradients, clips and sums them, in microbatches if
+asked. Both end in a ``ClippedSum``, which only a mechanism opens.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def rule_tag(rule: ClippingRule) -> tuple:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClippedGrads:
-  """Per-example gradients with their weights, not yet summed. *Sensitive.*"""
+  """Per-example gradients with their weights, not yet summed; *sensitive*."""
 
   grads: PerExampleGrads
   weights: Float[Array, "groups units"]
@@ -54,9 +54,9 @@ class ClippedSum:
 
   Attributes:
     grads: sums over units, float32 or wider, like the trained parameters.
-    statistic: `[statistics]`, the sum of the rule's bounded statistic.
+    statistic: ``[statistics]``, the sum of the rule's bounded statistic.
     dtypes: by leaf, the dtype that the released mean will have.
-    tag: which rule clipped, see `rule_tag`.
+    tag: which rule clipped, see ``rule_tag``.
     num_units: rows that were summed, padding included.
     masked: whether the batch came with its padding mask.
   """
@@ -88,7 +88,7 @@ def clip(
     group is dropped: weight 0 in all groups, and it enters the statistic with
     an infinite norm, as the largest unit there can be.
   """
-  groups = assign_groups(rule, grads.params_like).index
+  groups = assign_groups(rule, grads.params_like).of_leaf
   norms = grads.norms(groups)
   finite = jnp.all(jnp.isfinite(norms), axis=0, keepdims=True)
   real = jnp.ones_like(finite)
@@ -118,7 +118,7 @@ def sum_clipped(clipped: ClippedGrads) -> ClippedSum:
 
 
 class _PerExampleSignature(inspect.Signature):
-  """Makes `optax.inject_hyperparams` refuse a factory (it calls `bind`)."""
+  """Makes ``optax.inject_hyperparams`` refuse a factory (it calls ``bind``)."""
 
   def bind(self, /, *args: Any, **kwargs: Any) -> Any:
     raise TypeError(
@@ -141,7 +141,7 @@ def refuse_inject_hyperparams(fun: Callable) -> Callable:
 
 
 def check_not_masked(tree: PyTree) -> None:
-  """Raises where `optax.masked` or `multi_transform` wraps this stage."""
+  """Raises where ``optax.masked`` or ``multi_transform`` wraps this stage."""
   nodes = jax.tree.leaves(
     tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
   )
@@ -155,7 +155,7 @@ def check_not_masked(tree: PyTree) -> None:
 
 
 def as_per_example_grads(updates: Any) -> PerExampleGrads:
-  """`PerExampleGrads` as they are; a plain stacked tree is wrapped."""
+  """``PerExampleGrads`` as they are; a plain stacked tree is wrapped."""
   if isinstance(updates, PerExampleGrads):
     return updates
   if isinstance(updates, ClippedGrads | ClippedSum):
@@ -171,14 +171,14 @@ def as_per_example_grads(updates: Any) -> PerExampleGrads:
 def clip_per_example(rule: ClippingRule) -> optax.GradientTransformation:
   """Optax stage: attaches a rule's weights to per-example gradients.
 
-  Takes `PerExampleGrads` (or a plain stacked tree `[units, *shape]` with no
-  padding) and hands on what `sum_examples` takes.
+  Takes ``PerExampleGrads`` (or a plain stacked tree ``[units, *shape]`` with no
+  padding) and hands on what ``sum_examples`` takes.
 
   Args:
     rule: one whose state never moves; an adaptive rule raises.
 
   Guarantees:
-    See the rule. Nothing here is private before `mechanism.privatize`.
+    See the rule. Nothing here is private before ``mechanism.privatize``.
   """
   if rule.adaptive:
     raise ValueError(
@@ -199,7 +199,7 @@ def clip_per_example(rule: ClippingRule) -> optax.GradientTransformation:
 
 @refuse_inject_hyperparams
 def sum_examples() -> optax.GradientTransformation:
-  """Optax stage: the weighted sum over units, as a `ClippedSum`."""
+  """Optax stage: the weighted sum over units, as a ``ClippedSum``."""
 
   def init_fn(params: PyTree) -> optax.EmptyState:
     check_not_masked(params)
@@ -227,28 +227,31 @@ def clipped_sum(
   has_aux: bool = False,
   has_key: bool = False,
 ) -> Callable:
-  """Gradients, clip and sum in one, `microbatch_size` units at a time.
+  """Gradients, clip and sum in one, ``microbatch_size`` units at a time.
 
   Args:
-    loss_fn: for ONE unit, see `per_example_grads`; also `method`, `trainable`,
-      `has_aux` and `has_key`.
+    loss_fn: for ONE unit, see ``per_example_grads``.
     rule: the clipping rule.
+    method: engine, see ``per_example_grads``.
     microbatch_size: units whose gradients exist at the same time; None for all.
       Any size works, also one that does not divide the batch; "auto" takes the
       largest that fits, by the compiler's own memory analysis. It moves time
       and memory, never the result beyond rounding, and never epsilon.
+    trainable: which leaves train, see ``partition_params``.
+    has_aux: the loss returns ``(loss, aux)``.
+    has_key: the loss takes a key.
 
   Returns:
-    `fn(params, batch, is_padding_example=None, rule_state=None, key=None)`,
-    which returns `(ClippedSum, ClipInfo)`. `rule_state` may be left out for
-    rules that are not adaptive; `key` is one key, or one a unit.
+    ``fn(params, batch, is_padding_example=None, rule_state=None, key=None)``,
+    which returns ``(ClippedSum, ClipInfo)``. ``rule_state`` may be left out for
+    rules that are not adaptive; ``key`` is one key, or one a unit.
 
   Guarantees:
     The sum has the rule's bound for every unit. Microbatches of padding alone
     are skipped, so that time (never a value) tells how many units there were.
 
   Edge cases:
-    As `per_example_grads`; no real unit at all gives a sum of zeros.
+    As ``per_example_grads``; no real unit at all gives a sum of zeros.
 
   Example:
     >>> import jaxdp
@@ -295,8 +298,10 @@ def clipped_sum(
     if size is None or size == units:
       summed, info = whole(batch, is_padding_example, keys)
     else:
-      masked = is_padding_example is not None
-      mask = is_padding_example if masked else jnp.zeros(units, bool)
+      mask = is_padding_example
+      masked = mask is not None
+      if mask is None:
+        mask = jnp.zeros(units, bool)
       summed, info = microbatch.accumulate(whole, size, batch, mask, keys)
       summed = dataclasses.replace(summed, num_units=units, masked=masked)
     return summed, info._replace(norms=info.norms.T, weights=info.weights.T)

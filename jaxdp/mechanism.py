@@ -1,8 +1,9 @@
-"""`Mechanism`: rule + sampler + noise, as one release and its DpEvent.
+"""``Mechanism``: rule + sampler + noise, as one release and its DpEvent.
 
 The same object makes the training step and the event that is accounted, so that
-what runs and what is claimed cannot differ. `release` is the only door through
-which a gradient leaves: sum, then noise, then division by a public constant.
+what runs and what is claimed cannot differ. ``release`` is the only door
+through which a gradient leaves: sum, then noise, then division by a public
+constant.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ from jaxdp.sampling import Sampler
 class MechanismState(NamedTuple):
   """State of a release. *Sensitive*: who has the key can subtract the noise."""
 
-  count: Array  # shape=(), dtype=int32; releases so far
+  # As optax names it.
+  count: Array  # type: ignore[assignment]  # shape=(), dtype=int32
   key: Array  # shape=(2,), dtype=uint32; threefry key data
   rule_state: Any  # public
   stddev: Float[Array, " groups+statistics"]  # of the last sum; public
@@ -43,11 +45,11 @@ class Mechanism:
   factor and B its public, expected number of units.
 
   Args:
-    rule: see `jaxdp.clipping`.
-    sampler: see `jaxdp.sampling`.
+    rule: see ``jaxdp.clipping``.
+    sampler: see ``jaxdp.sampling``.
     noise_multiplier: sigma >= 0, the noise's standard deviation over the
-      sensitivity of the sum under `neighboring_relation`. None until
-      `calibrate_noise` has chosen it. 0 is not private.
+      sensitivity of the sum under ``neighboring_relation``. None until
+      ``calibrate_noise`` has chosen it. 0 is not private.
     neighboring_relation: what epsilon speaks about; None for the sampler's own.
 
   Raises:
@@ -131,25 +133,25 @@ class Mechanism:
     return self.sampler.accountant(self.relation)
 
   def dp_event(self, num_steps: int) -> dp_accounting.DpEvent:
-    """What `num_steps` releases are, in the accountant's convention."""
+    """What ``num_steps`` releases are, in the accountant's convention."""
     if not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
     return self.sampler.dp_event(self.sigma, num_steps, self.relation)
 
   def epsilon(self, num_steps: int, delta: float) -> float:
-    """Epsilon of `num_steps` releases at `delta`; infinite if not private."""
+    """Epsilon of ``num_steps`` releases at ``delta``; inf if not private."""
     return accounting.epsilon(
       self.dp_event(num_steps), self.accountant, self.relation, delta
     )
 
   def delta(self, num_steps: int, epsilon: float) -> float:
-    """Delta of `num_steps` releases at `epsilon`; 1 if not private."""
+    """Delta of ``num_steps`` releases at ``epsilon``; 1 if not private."""
     return accounting.delta(
       self.dp_event(num_steps), self.accountant, self.relation, epsilon
     )
 
   def tradeoff(self, num_steps: int) -> accounting.TradeoffCurve:
-    """The f-DP curve of `num_steps` releases: alpha -> beta."""
+    """The f-DP curve of ``num_steps`` releases: alpha -> beta."""
     return accounting.tradeoff(
       self.dp_event(num_steps), self.accountant, self.relation
     )
@@ -161,7 +163,7 @@ class Mechanism:
   def privacy(
     self, num_steps: int, delta: float, *, seed_policy: str = "os"
   ) -> accounting.PrivacyStatement:
-    """Everything a reader of `num_steps` releases must know."""
+    """Everything a reader of ``num_steps`` releases must know."""
     ledger = self.ledger()
     ledger.charge(num_steps)
     return ledger.statement(
@@ -193,7 +195,7 @@ class Mechanism:
     """State before the first release.
 
     Args:
-      params: the trained parameters (see `partition_params`).
+      params: the trained parameters (see ``partition_params``).
       key: a threefry key for all noise of the run, used nowhere else.
     """
     rule_state = self.rule.init(params)
@@ -210,12 +212,12 @@ class Mechanism:
     """Adds noise to a clipped sum and divides by the expected number of units.
 
     Args:
-      summed: from `clipped_sum` or `sum_examples`, clipped by this rule, of a
-        batch of this sampler.
-      state: from `init` or the release before.
+      summed: from ``clipped_sum`` or ``sum_examples``, clipped by this rule,
+        of a batch of this sampler.
+      state: from ``init`` or the release before.
 
     Returns:
-      `(noisy_mean, state)`: the first values that may be released, in the
+      ``(noisy_mean, state)``: the first values that may be released, in the
       parameters' dtypes.
 
     Raises:
@@ -229,7 +231,7 @@ class Mechanism:
     groups = assign_groups(self.rule, summed.grads)
     treedef = jax.tree.structure(summed.grads)
     stddevs = (
-      treedef.unflatten([stddev[group] for group in groups.index]),
+      jax.tree.unflatten(treedef, [stddev[group] for group in groups.of_leaf]),
       stddev[len(groups.names) :],
     )
     noisy_sum, noisy_statistic = noise.add_gaussian_noise(
@@ -239,7 +241,7 @@ class Mechanism:
     noisy_mean = jax.tree.map(
       lambda x, dtype: (x / units).astype(dtype),
       noisy_sum,
-      treedef.unflatten(summed.dtypes),
+      jax.tree.unflatten(treedef, summed.dtypes),
     )
     rule_state = self.rule.update(state.rule_state, noisy_statistic / units)
     new_state = MechanismState(state.count + 1, state.key, rule_state, stddev)
@@ -267,30 +269,32 @@ class Mechanism:
       )
     if summed.num_units != self.sampler.batch_size:
       raise ValueError(
-        f"The sum is over {summed.num_units} rows, but batches of {self.sampler}"
-        f" have {self.sampler.batch_size}. Feed what sampler.sample(seed, step) "
-        "names, all of it, once."
+        f"The sum is over {summed.num_units} rows, but batches of "
+        f"{self.sampler} have {self.sampler.batch_size}. Feed what "
+        "sampler.sample(seed, step) names, all of it, once."
       )
 
   def noise_stddev(self, state: MechanismState, params: PyTree) -> PyTree:
     """Standard deviation of the noise on the last released mean, by leaf.
 
-    Public. Scalars in a tree like `params` (the trained ones), for optimizers
-    that correct for the noise (`jaxdp.optimizers.adam_bc`).
+    Public. Scalars in a tree like ``params`` (the trained ones), for optimizers
+    that correct for the noise (``jaxdp.optimizers.adam_bc``).
     """
     groups = assign_groups(self.rule, params)
     treedef = jax.tree.structure(params)
     mean = state.stddev / self.sampler.expected_num_units
-    return treedef.unflatten([mean[group] for group in groups.index])
+    return jax.tree.unflatten(
+      treedef, [mean[group] for group in groups.of_leaf]
+    )
 
   # The optax way.
 
   @aggregation.refuse_inject_hyperparams
   def privatize(self, key: Array) -> optax.GradientTransformation:
-    """Optax stage: `release`, on what `sum_examples` hands on.
+    """Optax stage: ``release``, on what ``sum_examples`` hands on.
 
-    The key goes into the state at `init`, as data: it is never a constant of a
-    compiled program.
+    The key goes into the state at ``init``, as data: it is never a constant of
+    a compiled program.
     """
 
     def init_fn(params: PyTree) -> MechanismState:
@@ -309,11 +313,11 @@ class Mechanism:
   def aggregate(self, key: Array) -> optax.GradientTransformation:
     """Optax stage: clip, sum and release, from per-example gradients.
 
-    Equals `chain(clip_per_example(rule), sum_examples(), privatize(key))`, and
-    keeps the state of adaptive rules too.
+    Equals ``chain(clip_per_example(rule), sum_examples(), privatize(key))``,
+    and keeps the state of adaptive rules too.
 
     Args:
-      key: goes into the state at `init`, see `privatize`.
+      key: goes into the state at ``init``, see ``privatize``.
 
     Example:
       >>> import jaxdp

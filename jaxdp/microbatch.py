@@ -25,21 +25,21 @@ def accumulate(
   is_padding_example: Bool[Array, " units"],
   keys: PyTree,
 ) -> tuple[PyTree, Any]:
-  """`fun(batch, mask, keys) -> (summed, info)` on slices, in a `lax.scan`.
+  """``fun(batch, mask, keys) -> (summed, info)`` on slices, in a ``lax.scan``.
 
   Args:
     fun: what to do with a slice. Its first result is added up; the leaves of
-      `info` have the units on their first axis.
+      ``info`` have the units on their first axis.
     size: units a slice; the last one is filled up with padding.
-    batch: leaves `[units, ...]`.
-    is_padding_example: bool `[units]`.
-    keys: a tree with leaves `[units, ...]`, or None.
+    batch: leaves ``[units, ...]``.
+    is_padding_example: bool ``[units]``.
+    keys: a tree with leaves ``[units, ...]``, or None.
 
   Returns:
-    The sum, and `info` for all units in their order. Slices of padding alone
+    The sum, and ``info`` for all units in their order. Slices of padding alone
     are skipped: zeros.
   """
-  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+  if type(size) is not int or size < 1:
     raise ValueError(
       f"microbatch_size must be an integer >= 1, 'auto' or None, got {size!r}."
     )
@@ -89,10 +89,10 @@ def largest_that_fits(
   memory analysis, and takes smaller powers of two until one fits.
 
   Args:
-    compute: `(params, batch, mask, keys) -> (losses, aux, PerExampleGrads)`.
+    compute: ``(params, batch, mask, keys) -> (losses, aux, PerExampleGrads)``.
     units: rows of the batch.
     params: parameters; only shapes are read, here and below.
-    batch: leaves `[units, ...]`.
+    batch: leaves ``[units, ...]``.
     is_padding_example: the mask, or None.
     keys: by unit, or None.
     budget: bytes; None for a share of the device's memory.

@@ -1,11 +1,11 @@
 """Gaussian noise whose tails are exact, and the keys it comes from.
 
-`jax.random.normal` in float32 ends near 5.3 standard deviations: an output
+``jax.random.normal`` in float32 ends near 5.3 standard deviations: an output
 beyond shows that a neighbour was there, with a probability far above a usual
 delta. Here the radius of a Box-Muller pair comes from 64 random bits, so that
 the support ends beyond 9.4 and the density before is right in both tails.
 
-One key a run; step t uses `fold_in(key, t)`, leaf l of it `fold_in(., l)`.
+One key a run; step t uses ``fold_in(key, t)``, leaf l of it ``fold_in(., l)``.
 """
 
 import os
@@ -34,7 +34,7 @@ def make_key(seed: int | None = None) -> Array:
     True
   """
   if seed is None:
-    words = np.frombuffer(os.urandom(8), np.uint32)
+    words: np.ndarray = np.frombuffer(os.urandom(8), np.uint32)
   else:
     words = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(2)
   return jax.random.wrap_key_data(jnp.asarray(words), impl=_IMPL)
@@ -112,16 +112,16 @@ def add_gaussian_noise(
   """Adds independent N(0, stddev^2) to every coordinate of a tree.
 
   Args:
-    key: one key, for this tree alone. Leaf l uses `fold_in(key, l)`.
+    key: one key, for this tree alone. Leaf l uses ``fold_in(key, l)``.
     tree: arrays of float32 or wider.
-    stddevs: a tree of the same structure; each leaf a scalar, or a vector with one
-      entry a row of a vector leaf. 0 adds nothing.
+    stddevs: a tree of the same structure; each leaf a scalar, or a vector with
+      one entry a row of a vector leaf. 0 adds nothing.
 
   Guarantees:
     The noise is float32 or wider, whatever the gradients were computed in.
   """
   leaves, treedef = jax.tree.flatten(tree)
-  scales = treedef.flatten_up_to(stddevs)
+  scales = jax.tree.leaves(jax.tree.map(lambda _, s: s, tree, stddevs))
 
   def noisy(i: int, x: Array, stddev: Any) -> Array:
     if jnp.finfo(x.dtype).bits < 32:
@@ -132,9 +132,10 @@ def add_gaussian_noise(
     scale = jnp.asarray(stddev, x.dtype)
     return x + scale * noise.astype(x.dtype)
 
-  return treedef.unflatten(
+  return jax.tree.unflatten(
+    treedef,
     [
       noisy(i, x, s)
       for i, (x, s) in enumerate(zip(leaves, scales, strict=True))
-    ]
+    ],
   )

@@ -2,7 +2,7 @@
 
 Everything after the release is post-processing and costs no privacy. What an
 optimizer may want to know of the release, the noise's standard deviation, comes
-to it as the extra argument `noise_stddev`.
+to it as the extra argument ``noise_stddev``.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class AfterReleaseState(NamedTuple):
 def after_release(
   mechanism: Mechanism, key: Array, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-  """`chain(mechanism.aggregate(key), optimizer)`, telling it `noise_stddev`.
+  """``chain(mechanism.aggregate(key), optimizer)``, told ``noise_stddev``.
 
   Args:
     mechanism: releases the mean of the clipped gradients.
@@ -67,11 +67,11 @@ def dp_sgd(
   """DP-SGD: a release, then (momentum) SGD.
 
   Args:
-    mechanism: see `Mechanism`.
+    mechanism: see ``Mechanism``.
     key: noise key.
     learning_rate: a number or an optax schedule.
     momentum: decay of the momentum, which is post-processing; None for none.
-    nesterov: as in `optax.sgd`.
+    nesterov: as in ``optax.sgd``.
 
   References:
     Abadi et al. 2016, arXiv:1607.00133, Algorithm 1.
@@ -92,7 +92,7 @@ def dp_adam(
   """DP-Adam: a release, then Adam.
 
   Args:
-    mechanism: see `Mechanism`.
+    mechanism: see ``Mechanism``.
     key: noise key.
     learning_rate: a number or an optax schedule.
     b1: decay of the first moment.
@@ -114,15 +114,15 @@ def dp_adam_bc(
   b2: float = 0.999,
   floor: float = 1e-8,
 ) -> optax.GradientTransformation:
-  """DP-AdamBC: a release, then `adam_bc`, which reads the noise's variance.
+  """DP-AdamBC: a release, then ``adam_bc``, which reads the noise's variance.
 
   Args:
-    mechanism: see `Mechanism`.
+    mechanism: see ``Mechanism``.
     key: noise key.
     learning_rate: a number or an optax schedule.
     b1: decay of the first moment.
     b2: decay of the second moment.
-    floor: smallest corrected second moment, see `scale_by_adam_bc`.
+    floor: smallest corrected second moment, see ``scale_by_adam_bc``.
 
   References:
     Tang et al. 2023, arXiv:2312.14334, Algorithm 1.
@@ -133,7 +133,7 @@ def dp_adam_bc(
 class ScaleByAdamBcState(NamedTuple):
   """Moments of the released means, and of the noise in them. Public."""
 
-  count: Array  # shape=(), dtype=int32
+  count: Array  # type: ignore[assignment]  # shape=(), dtype=int32
   mu: PyTree  # like the parameters
   nu: PyTree  # like the parameters
   noise_nu: PyTree  # scalars by leaf: the same average of noise variances
@@ -155,11 +155,12 @@ def scale_by_adam_bc(
     floor: gamma' > 0, the smallest value under the root; worth tuning.
 
   Returns:
-    A transformation whose update needs `noise_stddev`, a tree of scalars; it
-    comes from `after_release`, `make_train_step`, or `mechanism.noise_stddev`.
+    A transformation whose update needs ``noise_stddev``, a tree of scalars; it
+    comes from ``after_release``, ``make_train_step`` or
+    ``mechanism.noise_stddev``.
 
   Raises:
-    ValueError: floor <= 0, or no `noise_stddev` was given.
+    ValueError: floor <= 0, or no ``noise_stddev`` was given.
 
   References:
     Tang et al. 2023, arXiv:2312.14334, Algorithm 1.
@@ -218,7 +219,7 @@ def adam_bc(
   b2: float = 0.999,
   floor: float = 1e-8,
 ) -> optax.GradientTransformation:
-  """`scale_by_adam_bc` and a learning rate: an optimizer for released means.
+  """``scale_by_adam_bc`` and a learning rate: an optimizer for released means.
 
   Args:
     learning_rate: a number or an optax schedule.

@@ -1,4 +1,4 @@
-"""Clipping rules: the only thing a clipping method is (see `_rule.py`).
+"""Clipping rules: the only thing a clipping method is (see ``_rule.py``).
 
 A rule turns the norms of a unit's gradient into weights and states one bound.
 One family a file; each public name below makes one rule.

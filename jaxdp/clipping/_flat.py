@@ -10,7 +10,7 @@ from jaxdp.clipping import _rule
 
 @_rule.rule()
 class Flat(_rule.ClippingRule):
-  """See `flat`."""
+  """See ``flat``."""
 
   l2_clip_norm: float
 
@@ -34,7 +34,7 @@ class Flat(_rule.ClippingRule):
 
 
 def flat(l2_clip_norm: float) -> Flat:
-  r"""Scales each unit's gradient to L2 norm at most `l2_clip_norm`.
+  r"""Scales each unit's gradient to L2 norm at most ``l2_clip_norm``.
 
   .. math:: g_i \mapsto g_i \cdot \min(1, C / \|g_i\|_2)
 
@@ -63,7 +63,7 @@ def flat(l2_clip_norm: float) -> Flat:
 
 @_rule.rule()
 class Normalized(_rule.ClippingRule):
-  """See `normalized`."""
+  """See ``normalized``."""
 
   l2_clip_norm: float
 
@@ -82,11 +82,11 @@ class Normalized(_rule.ClippingRule):
 
 
 def normalized(l2_clip_norm: float) -> Normalized:
-  r"""Clips at `l2_clip_norm` and divides by it: contributions have norm <= 1.
+  r"""Clips at ``l2_clip_norm`` and divides by it: contributions have norm <= 1.
 
   .. math:: g_i \mapsto g_i \cdot \min(1/C, 1 / \|g_i\|_2)
 
-  Equals `flat(C)` divided by C, so that the best learning rate stays put when
+  Equals ``flat(C)`` divided by C, so that the best learning rate stays put when
   C moves.
 
   Args:
@@ -97,7 +97,7 @@ def normalized(l2_clip_norm: float) -> Normalized:
     every norm is >= C the result does not depend on C.
 
   Edge cases:
-    As `flat`.
+    As ``flat``.
 
   Example:
     >>> print(normalized(2.0).weights(jnp.array([[0.5, 2.0, 4.0]]), ()))
@@ -111,7 +111,7 @@ def normalized(l2_clip_norm: float) -> Normalized:
 
 @_rule.rule()
 class NoClipping(_rule.ClippingRule):
-  """See `no_clipping`."""
+  """See ``no_clipping``."""
 
   bound: ClassVar[float] = float("inf")
 
@@ -129,8 +129,8 @@ class NoClipping(_rule.ClippingRule):
 def no_clipping() -> NoClipping:
   """Leaves every gradient as it is: not private, epsilon is infinite.
 
-  A mechanism takes it with `noise_multiplier=0` only, since no amount of noise
-  is a multiple of an infinite sensitivity.
+  A mechanism takes it with ``noise_multiplier=0`` only, since no amount of
+  noise is a multiple of an infinite sensitivity.
 
   Guarantees:
     None. Units with a non-finite gradient still contribute zero.

@@ -15,7 +15,7 @@ class Groups(NamedTuple):
   """A partition of the leaves of a tree, groups in order of appearance."""
 
   names: tuple[Hashable, ...]
-  index: tuple[int, ...]  # for each leaf, in flattening order
+  of_leaf: tuple[int, ...]  # for each leaf, in flattening order
   dims: tuple[int, ...]  # for each group, how many parameters it has
 
 
@@ -23,11 +23,11 @@ def assign_groups(rule: ClippingRule, params: PyTree) -> Groups:
   """The groups of a rule over the leaves of (trained) parameters."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   names: dict[Hashable, int] = {}
-  index = []
+  of_leaf = []
   for path, _leaf in leaves:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    index.append(names.setdefault(rule.group(name), len(names)))
+    of_leaf.append(names.setdefault(rule.group(name), len(names)))
   dims = [0] * len(names)
-  for group, (_, leaf) in zip(index, leaves, strict=True):
+  for group, (_, leaf) in zip(of_leaf, leaves, strict=True):
     dims[group] += math.prod(jnp.shape(leaf))
-  return Groups(tuple(names), tuple(index), tuple(dims))
+  return Groups(tuple(names), tuple(of_leaf), tuple(dims))

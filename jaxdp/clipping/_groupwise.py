@@ -1,8 +1,9 @@
 """Rules with one weight a group of leaves: per layer, or by name.
 
-With bounds R_l by group and noise shape gamma_l, the sensitivity in shaped units
-is sqrt(sum (R_l / gamma_l)^2). Every allocation below is scaled so that this is
-1; mu is then 1 / noise_multiplier for each of them (METHODS: He et al. 2023).
+With bounds R_l by group and noise shape gamma_l, the sensitivity in shaped
+units is sqrt(sum (R_l / gamma_l)^2). Every allocation below is scaled so that
+this is 1; mu is then 1 / noise_multiplier for each of them (METHODS: He et al.
+2023).
 """
 
 import math
@@ -63,7 +64,7 @@ class _GroupClipping(_rule.ClippingRule):
 
 @_rule.rule("noise_allocation", "by")
 class PerLayer(_GroupClipping):
-  """See `per_layer`."""
+  """See ``per_layer``."""
 
   l2_clip_norm: float
   noise_allocation: Allocation = "global"
@@ -92,7 +93,7 @@ def per_layer(
   noise_allocation: Allocation = "global",
   by: Literal["layer", "tensor"] = "layer",
 ) -> PerLayer:
-  r"""Clips each layer at `l2_clip_norm / sqrt(number of layers)`.
+  r"""Clips each layer at ``l2_clip_norm / sqrt(number of layers)``.
 
   .. math:: g_{i,l} \mapsto g_{i,l} \min(1, C_l / \|g_{i,l}\|_2),
             \quad C_l = C / \sqrt{L}
@@ -111,7 +112,7 @@ def per_layer(
     privacy of a step does not depend on the allocation.
 
   Edge cases:
-    As `flat`; a unit with a non-finite coordinate in any layer contributes
+    As ``flat``; a unit with a non-finite coordinate in any layer contributes
     exactly zero to all.
 
   Example:
@@ -128,7 +129,7 @@ def per_layer(
 
 @_rule.rule("patterns", "noise_allocation")
 class Groupwise(_GroupClipping):
-  """See `groupwise`."""
+  """See ``groupwise``."""
 
   patterns: tuple[str, ...]
   l2_clip_norms: tuple[float, ...]
@@ -145,7 +146,7 @@ class Groupwise(_GroupClipping):
         "{'head': 1.0, '.*': 0.1}."
       )
     for pattern, norm in zip(self.patterns, self.l2_clip_norms, strict=True):
-      _rule.check_positive(**{f"l2_clip_norms[{pattern!r}]": norm})
+      _rule.check_positive("", **{f"l2_clip_norms[{pattern!r}]": norm})
 
   def group(self, path: str) -> Hashable:
     for i, pattern in enumerate(self.patterns):
@@ -159,7 +160,7 @@ class Groupwise(_GroupClipping):
 
   def init(self, params: PyTree) -> GroupState:
     groups = assign_groups(self, params)
-    norms: list[Any] = [self.l2_clip_norms[name] for name in groups.names]  # type: ignore[index]
+    norms: list[Any] = [self.l2_clip_norms[int(str(i))] for i in groups.names]
     radii = jnp.stack([jnp.asarray(x, jnp.float32) for x in norms])
     return group_state(radii, groups.dims, self.noise_allocation)
 
@@ -173,16 +174,16 @@ def groupwise(
 
   Args:
     l2_clip_norms: C_l > 0 by regular expression; a leaf is in the group of the
-      first expression found in its name (`layers/0/kernel`).
+      first expression found in its name (``layers/0/kernel``).
     noise_allocation: "global", "equal" (proportional to C_l) or "weighted"
-      (proportional to C_l / sqrt(d_l)); see `per_layer`.
+      (proportional to C_l / sqrt(d_l)); see ``per_layer``.
 
   Guarantees:
     The whole norm is <= sqrt(sum of C_l^2 over groups that have a leaf). The
     privacy of a step does not depend on the allocation.
 
   Edge cases:
-    As `per_layer`. A leaf that no expression matches: ValueError.
+    As ``per_layer``. A leaf that no expression matches: ValueError.
 
   Example:
     >>> rule = groupwise({"head": 3.0, ".*": 4.0})

@@ -3,27 +3,28 @@
 A rule sees the norms of a unit's gradient, by group of leaves, and answers with
 weights. It states one bound, which is the only source of a sensitivity:
 
-    for ALL norms n >= 0:  || (weights * n, statistic) / noise_shape ||_2 <= bound
+    for ALL norms n >= 0:  || (weights * n, statistic) / noise_shape ||_2 <=
+    bound
 
-Noise is then `noise_multiplier * c * bound * noise_shape`, per group; c is the
-unit's sensitivity factor and belongs to the sampler. Because a rule never sees
-a gradient, it runs on any engine and its bound is tested without a model.
+Noise is then ``noise_multiplier * c * bound * noise_shape``, per group; c is
+the unit's sensitivity factor and belongs to the sampler. Because a rule never
+sees a gradient, it runs on any engine and its bound is tested without a model.
 
 A rule is a frozen dataclass and a pytree: its numbers are data, its grouping is
-metadata. So it crosses `jit` (one compile for all clip norms), stacks under
-`vmap`, prints, and goes to JSON and back.
+metadata. So it crosses ``jit`` (one compile for all clip norms), stacks under
+``vmap``, prints, and goes to JSON and back.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-State = PyTree
+State: TypeAlias = Any  # a tree of arrays
 _Rule = TypeVar("_Rule", bound="type[ClippingRule]")
 _REGISTRY: dict[str, type["ClippingRule"]] = {}
 
@@ -31,22 +32,22 @@ _REGISTRY: dict[str, type["ClippingRule"]] = {}
 class ClippingRule:
   """Base of every rule: flat grouping, no state, no statistic.
 
-  Override `weights` and `noise_shape`; the rest where the rule needs it.
+  Override ``weights`` and ``noise_shape``; the rest where the rule needs it.
   """
 
   # Static: no state and no data ever moves it. All units live in noise_shape,
   # so that it is 1, except for the rule that bounds nothing (infinity).
   bound: ClassVar[float] = 1.0
-  # Whether `update` does something: such rules need the mechanism's state.
+  # Whether ``update`` does something: such rules need the mechanism's state.
   adaptive: ClassVar[bool] = False
 
   def group(self, path: str) -> Hashable:
-    """The group of the leaf with this name (`layers/0/kernel`)."""
+    """The group of the leaf with this name (``layers/0/kernel``)."""
     del path
     return "all"
 
   def init(self, params: PyTree) -> State:
-    """The public state for these (trained) parameters; `()` if none."""
+    """The public state for these (trained) parameters; ``()`` if none."""
     del params
     return ()
 
@@ -75,7 +76,7 @@ class ClippingRule:
     return state
 
   def to_dict(self) -> dict[str, Any]:
-    """The rule as JSON-able values; `rule_from_dict` reads it."""
+    """The rule as JSON-able values; ``rule_from_dict`` reads it."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
     return {"rule": type(self).__name__, **jax.tree.map(_plain, fields)}
 
@@ -89,7 +90,7 @@ def rule(*metadata: str) -> Callable[[_Rule], _Rule]:
   """Makes a class a frozen dataclass and a pytree; named fields are static."""
 
   def decorate(cls: _Rule) -> _Rule:
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    dataclasses.dataclass(frozen=True)(cls)  # in place
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     data = [n for n in names if n not in metadata]
     jax.tree_util.register_dataclass(cls, data, list(metadata))
@@ -100,7 +101,7 @@ def rule(*metadata: str) -> Callable[[_Rule], _Rule]:
 
 
 def rule_from_dict(values: dict[str, Any]) -> ClippingRule:
-  """The rule that `to_dict` wrote."""
+  """The rule that ``to_dict`` wrote."""
   values = dict(values)
   return _REGISTRY[values.pop("rule")](**values)
 
@@ -108,8 +109,8 @@ def rule_from_dict(values: dict[str, Any]) -> ClippingRule:
 def check_positive(hint: str = "", **values: Any) -> None:
   """Raises unless every concrete value is finite and > 0.
 
-  Traced values and array placeholders pass: a rule is rebuilt inside `jit` and
-  `vmap`, where its numbers were checked before.
+  Traced values and array placeholders pass: a rule is rebuilt inside ``jit``
+  and ``vmap``, where its numbers were checked before.
   """
   for name, value in values.items():
     if not isinstance(value, int | float) or isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Per-example gradients: one gradient a unit, norms by group, weighted sums.
 
-Read `_grads.py` (what a consumer sees), then `_stacked.py` (the engine), then
-`_api.py`.
+Read ``_grads.py`` (what a consumer sees), then ``_stacked.py`` (the engine),
+then ``_api.py``.
 """
 
 from jaxdp.per_example._api import (

@@ -1,4 +1,4 @@
-"""`per_example_grads`, and the checks that every engine shares."""
+"""``per_example_grads``, and the checks that every engine shares."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -22,23 +22,23 @@ def per_example_grads(
   has_aux: bool = False,
   has_key: bool = False,
 ) -> Callable:
-  """Gradients of `loss_fn` for every unit of a batch.
+  """Gradients of ``loss_fn`` for every unit of a batch.
 
   Args:
-    loss_fn: `loss_fn(params, example) -> scalar`, for ONE unit (no batch axis);
-      `(scalar, aux)` with `has_aux=True`; called with a third argument, the
-      unit's own key, with `has_key=True`.
+    loss_fn: ``loss_fn(params, example) -> scalar``, for ONE unit (no batch
+      axis); ``(scalar, aux)`` with ``has_aux=True``; called with a third
+      argument, the unit's own key, with ``has_key=True``.
     method: how; the result does not depend on it beyond rounding. "auto" is
       "stacked" for now.
-    trainable: which leaves train, see `partition_params`. Frozen leaves are
+    trainable: which leaves train, see ``partition_params``. Frozen leaves are
       None in the gradients.
     has_aux: the loss returns auxiliary output, stacked over units. *Sensitive.*
-    has_key: the loss takes a key; unit i gets `fold_in(key, i)`.
+    has_key: the loss takes a key; unit i gets ``fold_in(key, i)``.
 
   Returns:
-    `grads_fn(params, batch, is_padding_example=None, key=None)`, which returns
-    `PerExampleGrads`, or `(PerExampleGrads, aux)` with `has_aux=True`. Leaves
-    of `batch` have a leading axis of units.
+    ``grads_fn(params, batch, is_padding_example=None, key=None)``, which
+    returns ``PerExampleGrads``, or ``(PerExampleGrads, aux)`` with
+    ``has_aux=True``. Leaves of ``batch`` have a leading axis of units.
 
   Guarantees:
     Row i depends on unit i alone, also when another unit holds NaN or
@@ -89,7 +89,7 @@ def value_and_per_example_grads(
   has_aux: bool,
   has_key: bool,
 ) -> Callable[..., tuple[Float[Array, " units"], Any, PerExampleGrads]]:
-  """As `per_example_grads`, for keys by unit; returns (losses, aux, grads)."""
+  """As ``per_example_grads``, for keys by unit: (losses, aux, grads)."""
   if method not in _ENGINES:
     raise ValueError(
       f"method must be one of {sorted(_ENGINES)}, got method={method!r}."

@@ -31,7 +31,7 @@ def num_units(batch: PyTree) -> int:
 
 
 def check_mask(mask: Array, units: int) -> None:
-  """Raises unless `mask` is a bool vector with one entry a unit."""
+  """Raises unless ``mask`` is a bool vector with one entry a unit."""
   if jnp.shape(mask) != (units,) or jnp.result_type(mask) != jnp.bool_:
     raise ValueError(
       f"is_padding_example must be bool with shape ({units},), True for rows "
@@ -45,7 +45,7 @@ def _rows(mask: Bool[Array, " units"], x: Array) -> Bool[Array, "units ..."]:
 
 
 def zero_rows(mask: Bool[Array, " units"], x: Array) -> Array:
-  """Zeros in the rows where the mask is True, by `select`."""
+  """Zeros in the rows where the mask is True, by ``select``."""
   return jnp.where(_rows(mask, x), jnp.zeros_like(x), x)
 
 

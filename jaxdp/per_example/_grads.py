@@ -1,4 +1,4 @@
-"""`PerExampleGrads`: what a clipping rule and a sum need of a batch's gradients.
+"""``PerExampleGrads``: what a rule and a sum need of a batch's gradients.
 
 Every engine hands out one of these. A consumer asks it for norms by group and
 for one weighted sum; it never indexes into it.
@@ -20,11 +20,11 @@ class PerExampleGrads:
   """One gradient per unit, stacked, with the mask of padding rows inside.
 
   Attributes:
-    stacked: a tree like the trained parameters; leaves `[units, *shape]`, all
+    stacked: a tree like the trained parameters; leaves ``[units, *shape]``, all
       finite: the row of a unit that is dropped holds zeros. *Sensitive.*
-    squares: the same tree with leaves `[units]`: each row's sum of squares in
+    squares: the same tree with leaves ``[units]``: each row's sum of squares in
       float32 or wider, NaN or infinite where the unit is dropped. *Sensitive.*
-    is_padding_example: bool `[units]`, True for rows that are not real; None
+    is_padding_example: bool ``[units]``, True for rows that are not real; None
       when nobody said, which samplers that pad refuse.
   """
 
@@ -71,8 +71,8 @@ class PerExampleGrads:
       groups: for each leaf, in flattening order, the index of its group.
 
     Returns:
-      float32 (or wider) `[groups, units]`. Padding rows are 0; a unit that has
-      a non-finite coordinate, or whose squares overflow, is not finite.
+      float32 (or wider) ``[groups, units]``. Padding rows are 0; a unit that
+      has a non-finite coordinate, or whose squares overflow, is not finite.
     """
     by_group: list[list[Array]] = [[] for _ in range(max(groups) + 1)]
     leaves = jax.tree.leaves(self.squares)
@@ -93,15 +93,16 @@ class PerExampleGrads:
     Dropped rows hold zeros already, so that a weight of 0 gives exactly 0.
     """
     leaves, treedef = jax.tree.flatten(self.stacked)
-    return treedef.unflatten(
+    return jax.tree.unflatten(
+      treedef,
       [
         _weighted_sum(leaf, weights[group])
         for leaf, group in zip(leaves, groups, strict=True)
-      ]
+      ],
     )
 
   def materialise(self) -> PyTree[Float[Array, "units ..."]]:
-    """The stacked gradients, zero where padded or dropped. *Sensitive.*"""
+    """The stacked gradients, zeros where padded or dropped; *sensitive*."""
     if self.is_padding_example is None:
       return self.stacked
     mask = self.is_padding_example

@@ -1,7 +1,7 @@
-"""The stacked engine: `jax.vmap(jax.grad(loss_fn))`, with units kept apart.
+"""The stacked engine: ``jax.vmap(jax.grad(loss_fn))``, with units kept apart.
 
 The reference for every other engine; it works for every loss. Read
-`compute` first, then `_isolate`.
+``compute`` first, then ``_isolate``.
 """
 
 from collections.abc import Callable
@@ -66,9 +66,9 @@ def _isolate(
 
   XLA may compute the kernel gradients of a vmapped convolution as one dense
   convolution with zeros in it, which spreads a NaN of one unit over all. So a
-  unit that is not finite is computed again, alone (`again`); its row is zeroed
-  only if it still is not finite. The loop has no turn in an ordinary step, so
-  it costs nothing there, and stays cheap under `vmap`.
+  unit that is not finite is computed again, alone (``again``); its row is
+  zeroed only if it still is not finite. The loop has no turn in an ordinary
+  step, so it costs nothing there, and stays cheap under ``vmap``.
   """
   todo = ~jnp.isfinite(_grads.total(squares))
 
@@ -84,7 +84,7 @@ def _isolate(
       square = jax.tree.map(lambda g: _grads.sum_of_squares(g[None])[0], grad)
       keep = jnp.isfinite(_grads.total(square)) & ~removed[i]
       grad = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grad)
-    # `select`, not an indexed write: it keeps the units' sharding.
+    # ``select``, not an indexed write: it keeps the units' sharding.
     stacked = jax.tree.map(lambda g, new: _set_row(row, g, new), stacked, grad)
     squares = jax.tree.map(
       lambda s, new: _set_row(row, s, new), squares, square

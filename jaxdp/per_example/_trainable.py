@@ -1,12 +1,11 @@
 """Which parameters train: splitting a tree in two and joining it again.
 
 A frozen leaf has no gradient, no norm and no noise. It is therefore absent,
-as `None`, from every tree that a mechanism or an optimizer sees; masks around
-per-example stages (`optax.masked`) would let it pass un-noised instead.
+as ``None``, from every tree that a mechanism or an optimizer sees; masks around
+per-example stages (``optax.masked``) would let it pass un-noised instead.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,11 @@ from jaxtyping import PyTree
 
 # A tree of bools (or a prefix of one), a function of ("layers/0/kernel", leaf),
 # or None for "every leaf".
-Trainable = PyTree | Callable[[str, Any], bool] | None
+Trainable: TypeAlias = Any
 
 
 def path_string(path: tuple[Any, ...]) -> str:
-  """The name of a leaf, as in `layers/0/kernel`."""
+  """The name of a leaf, as in ``layers/0/kernel``."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -29,13 +28,13 @@ def partition_params(
 
   Args:
     params: a tree of arrays.
-    trainable: a tree of bools with the structure of `params` (or a prefix of
-      it), a function `(name, leaf) -> bool` with names like `layers/0/kernel`,
-      or None to train every leaf.
+    trainable: a tree of bools with the structure of ``params`` (or a prefix of
+      it), a function ``(name, leaf) -> bool`` with names like
+      ``layers/0/kernel``, or None to train every leaf.
 
   Returns:
-    `(trained, frozen)`, both with the structure of `params` and `None` where a
-    leaf went to the other one.
+    ``(trained, frozen)``, both with the structure of ``params`` and ``None``
+    where a leaf went to the other one.
 
   Raises:
     ValueError: no leaf trains, or a leaf that trains is not a real float.
@@ -63,7 +62,7 @@ def partition_params(
   if not any(flags):
     raise ValueError(
       "No parameter is trainable. Give params with at least one leaf, and a "
-      "`trainable` that is True for at least one of: "
+      "``trainable`` that is True for at least one of: "
       f"{[path_string(path) for path, _ in leaves]}."
     )
   for flag, (path, x) in zip(flags, leaves, strict=True):
@@ -76,11 +75,13 @@ def partition_params(
       )
   trained = [x if f else None for f, (_, x) in zip(flags, leaves, strict=True)]
   frozen = [None if f else x for f, (_, x) in zip(flags, leaves, strict=True)]
-  return treedef.unflatten(trained), treedef.unflatten(frozen)
+  return jax.tree.unflatten(treedef, trained), jax.tree.unflatten(
+    treedef, frozen
+  )
 
 
 def combine_params(trained: PyTree, frozen: PyTree) -> PyTree:
-  """Joins the two trees of `partition_params` again."""
+  """Joins the two trees of ``partition_params`` again."""
   return jax.tree.map(
     lambda a, b: b if a is None else a,
     trained,

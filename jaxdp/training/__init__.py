@@ -1,11 +1,12 @@
-"""Training: one step, and `fit`, which adds ledger, checkpoints and reports.
+"""Training: one step, and ``fit``, which adds ledger, checkpoints and reports.
 
-Read `_step.py` first, then `_fit.py`.
+Read ``_step.py`` first, then ``_fit.py`` and ``_run.py``.
 """
 
 from jaxdp.training._feed import Reader
 from jaxdp.training._fit import History, PerformanceFlags, fit, released_params
 from jaxdp.training._release import load_release
+from jaxdp.training._run import History, PerformanceFlags, released_params
 from jaxdp.training._sharding import data_mesh
 from jaxdp.training._step import (
   SensitiveInfo,

@@ -2,7 +2,7 @@
 
 A checkpoint holds the noise key, and is *sensitive*. Steps after it that were
 lost may be made again at no cost only if they come out bit for bit the same:
-then they are the same release. `fingerprint` says what that takes.
+then they are the same release. ``fingerprint`` says what that takes.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("jaxdp")
 
 
 class Checkpoints:
-  """The last `keep` checkpoints of a run, written atomically."""
+  """The last ``keep`` checkpoints of a run, written atomically."""
 
   def __init__(self, directory: pathlib.Path, keep: int):
     self._directory = directory.absolute()
@@ -32,14 +32,14 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        # Synchronous: when `save` returns, the checkpoint is there.
+        # Synchronous: when ``save`` returns, the checkpoint is there.
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
       ),
     )
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Writes a checkpoint; `meta` is JSON-able."""
+    """Writes a checkpoint; ``meta`` is JSON-able."""
     meta = {**meta, "digest": digest(state)}
     try:
       self._manager.save(
@@ -126,15 +126,15 @@ def fingerprint(**resolved: Any) -> dict[str, Any]:
     "devices": jax.device_count(),
     "processes": jax.process_count(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    "x64": jax.config.jax_enable_x64,
-    "matmul_precision": jax.config.jax_default_matmul_precision,
+    "x64": jax.config.read("jax_enable_x64"),
+    "matmul_precision": jax.config.read("jax_default_matmul_precision"),
     "determinism": _determinism(),
     **resolved,
   }
 
 
 def _determinism() -> str:
-  """ "yes", or a nonce: what is not deterministic never equals itself."""
+  """Yes, or a nonce: what is not deterministic never equals itself."""
   if jax.default_backend() in ("cpu", "tpu"):
     return "yes"
   flags = os.environ.get("XLA_FLAGS", "")

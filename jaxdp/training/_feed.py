@@ -1,4 +1,4 @@
-"""Rows of the data set for every step: on the device if it fits, or streamed."""
+"""Rows of the data set for every step: on the device, or streamed."""
 
 import concurrent.futures
 import os
@@ -21,7 +21,7 @@ _STREAM_BYTES = 1 << 28
 
 
 class Reader(Protocol):
-  """A data set that is not in memory: `jaxdp.data.stream` makes one."""
+  """A data set that is not in memory: ``jaxdp.data.stream`` makes one."""
 
   def __len__(self) -> int: ...
 
@@ -42,7 +42,7 @@ class Feed:
 
   Args:
     dataset: a tree of arrays with the examples on the first axis, or a
-      `Reader`.
+      ``Reader``.
     sampler: says which rows.
     seed: its seed.
     mesh: where rows go.

@@ -51,7 +51,7 @@ def explain_os_error(error: OSError, path: pathlib.Path) -> OSError:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """`write_atomic` of readable JSON; infinities become null."""
+  """``write_atomic`` of readable JSON; infinities become null."""
   write_atomic(path, json.dumps(plain(value), indent=2) + "\n")
 
 

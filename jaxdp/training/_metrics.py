@@ -1,7 +1,7 @@
 """Where numbers of a run go: JSON lines, TensorBoard and a progress bar.
 
-What is not covered by the guarantee stands under the key `sensitive`, and in
-TensorBoard under the tag `sensitive/`, or nowhere.
+What is not covered by the guarantee stands under the key ``sensitive``, and in
+TensorBoard under the tag ``sensitive/``, or nowhere.
 """
 
 import json
@@ -62,7 +62,7 @@ class Metrics:
     self._bar.set_postfix(values, refresh=False)
 
   def write(self, row: dict[str, Any]) -> None:
-    """One row, with `step` and any of the numbers of the run."""
+    """One row, with ``step`` and any of the numbers of the run."""
     row = _files.plain(row)
     self.rows.append(row)
     if self._file is not None:

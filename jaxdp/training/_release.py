@@ -1,7 +1,7 @@
 """What a run directory is, and the part of it that may leave the house.
 
-`release/` holds parameters and statement, and no seed. `checkpoints/` and
-`ledger.json`'s neighbours stay: checkpoints hold the noise key.
+``release/`` holds parameters and statement, and no seed. ``checkpoints/`` and
+``ledger.json``'s neighbours stay: checkpoints hold the noise key.
 """
 
 import json
@@ -60,7 +60,7 @@ def write_release(
   *,
   is_main: bool,
 ) -> None:
-  """Writes the statement, and `release/`: parameters and statement alone."""
+  """Writes the statement, and ``release/``: parameters and statement alone."""
   release = workdir / "release"
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(release.absolute() / "params", params, force=True)
@@ -83,7 +83,7 @@ def load_release(workdir: str | pathlib.Path, like: PyTree) -> PyTree:
   """The released parameters of a run.
 
   Args:
-    workdir: a run directory, or its `release/` folder alone.
+    workdir: a run directory, or its ``release/`` folder alone.
     like: parameters of the same structure, shapes and dtypes.
 
   Raises:

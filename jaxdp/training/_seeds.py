@@ -34,7 +34,7 @@ class Seeds(NamedTuple):
     """
     key = np.asarray(noise.key_data(noise.make_key(seed)))
     if seed is None:
-      words = np.frombuffer(secrets.token_bytes(16), np.uint32)
+      words: np.ndarray = np.frombuffer(secrets.token_bytes(16), np.uint32)
     else:
       sequence = np.random.SeedSequence(seed, spawn_key=(1,))
       words = sequence.generate_state(4)
@@ -48,7 +48,7 @@ class Seeds(NamedTuple):
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> Self:
-    """Reads what `_asdict` wrote."""
+    """Reads what ``_asdict`` wrote."""
     first, second = values["noise"]
     return cls(int(values["sampler"]), (first, second), values["named"])
 

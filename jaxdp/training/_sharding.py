@@ -22,7 +22,7 @@ AXIS = "data"
 
 
 def data_mesh(devices: Any = None) -> Mesh:
-  """A mesh with one axis, `data`, over all (or these) devices."""
+  """A mesh with one axis, ``data``, over all (or these) devices."""
   devices = jax.devices() if devices is None else devices
   return Mesh(np.asarray(devices), (AXIS,))
 
@@ -87,10 +87,10 @@ def place(tree: PyTree, mesh: Mesh | None, spec: P | None = None) -> PyTree:
 def sum_over_devices(
   fun: Callable[..., tuple[ClippedSum, ClipInfo]], mesh: Mesh | None
 ) -> Callable[..., tuple[ClippedSum, ClipInfo]]:
-  """`fun(params, data, rows, mask, rule_state, keys)` on every device's rows.
+  """``fun(params, data, rows, mask, rule_state, keys)`` on every device's rows.
 
-  `rows`, `mask` and `keys` are split along their first axis; the rest is the
-  same everywhere.
+  ``rows``, ``mask`` and ``keys`` are split along their first axis; the rest is
+  the same everywhere.
   """
   if mesh is None:
     return fun
@@ -100,13 +100,14 @@ def sum_over_devices(
     summed, info = fun(*args)
     return jax.lax.psum(summed, AXIS), info
 
-  by_unit = P(AXIS)
-  by_group = P(None, AXIS)
+  by_unit: Any = P(AXIS)
+  by_group: Any = P(None, AXIS)
+  info_specs = ClipInfo(by_group, by_group, by_unit, by_unit)
   sharded = jax.shard_map(
     local,
     mesh=mesh,
     in_specs=(P(), P(), by_unit, by_unit, P(), by_unit),
-    out_specs=(P(), ClipInfo(by_group, by_group, by_unit, by_unit)),
+    out_specs=(P(), info_specs),
     axis_names={AXIS},
     check_vma=False,
   )

@@ -51,14 +51,15 @@ class StepInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-  """`step(state, batch, is_padding_example) -> (state, info)`, compiled.
+  """``step(state, batch, is_padding_example) -> (state, info)``, compiled.
 
   Attributes:
-    init: `init(params, key) -> TrainState`.
+    init: ``init(params, key) -> TrainState``.
     mechanism: what releases; None for training without privacy.
-    run: `(state, data, rows, mask) -> (state, info)`, the step as a plain
-      function; `data` None means that `rows` is the batch itself.
-    jitted: the compiled `(state, batch, mask)`, for `lower` and `jax.export`.
+    run: ``(state, data, rows, mask) -> (state, info)``, the step as a plain
+      function; ``data`` None means that ``rows`` is the batch itself.
+    jitted: the compiled ``(state, batch, mask)``, for ``lower`` and
+      ``jax.export``.
   """
 
   init: Callable[[PyTree, Array], TrainState]
@@ -72,7 +73,7 @@ class TrainStep:
     batch: PyTree,
     is_padding_example: Bool[Array, " units"] | None = None,
   ) -> tuple[TrainState, StepInfo]:
-    """Runs one step; `state` is donated."""
+    """Runs one step; ``state`` is donated."""
     return self.jitted(state, batch, is_padding_example)
 
 
@@ -93,24 +94,27 @@ def make_train_step(
   """A jitted, donated training step of static shape.
 
   Args:
-    loss_fn: for ONE example, see `jaxdp.per_example_grads`; also `method`,
-      `trainable`, `has_aux` and `has_key`.
+    loss_fn: for ONE example, see ``jaxdp.per_example_grads``.
     mechanism: clips, sums and adds noise. None for an ordinary batch gradient:
       epsilon is infinite.
     optimizer: any optax optimizer, for the released mean. It is told the noise
-      as the extra argument `noise_stddev`.
-    microbatch_size: see `jaxdp.clipped_sum`.
+      as the extra argument ``noise_stddev``.
+    method: engine, see ``jaxdp.per_example_grads``.
+    microbatch_size: see ``jaxdp.clipped_sum``.
+    trainable: which leaves train, see ``jaxdp.partition_params``.
+    has_aux: the loss returns ``(loss, aux)``.
+    has_key: the loss takes a key of its example, as third argument.
     ema_decay: decay of an exponential average of the parameters, warmed up as
       min(decay, (1 + t) / (10 + t)); None for none.
-    mesh: devices to share the rows among, see `data_mesh`.
+    mesh: devices to share the rows among, see ``data_mesh``.
     diagnostics: report un-noised losses, norms and sizes too. They are
       *sensitive*: not covered by the guarantee, not for release.
 
   Returns:
-    A `TrainStep`. Batches have `sampler.batch_size` rows.
+    A ``TrainStep``. Batches have ``sampler.batch_size`` rows.
 
   Guarantees:
-    Parameters, and all of `StepInfo` but `sensitive`, are functions of what
+    Parameters, and all of ``StepInfo`` but ``sensitive``, are functions of what
     was released. One noise draw for the whole mesh, equal to the draw on one
     device.
 
@@ -202,7 +206,7 @@ def make_train_step(
 
 
 def _fetch(data: PyTree, rows: PyTree) -> PyTree:
-  """The batch: `rows` itself, or those rows of data that is on the device."""
+  """The batch: ``rows`` itself, or those rows of data that is on the device."""
   if data is None:
     return rows
   return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)
@@ -231,7 +235,7 @@ def _release(
       state.params, data, rows, mask, rule_state, keys
     )
     if summed.num_units == _sharding.padded_rows(sampler.batch_size, shards):
-      # Rows that only fill up the devices are padding (`lay_out`).
+      # Rows that only fill up the devices are padding (``lay_out``).
       summed = dataclasses.replace(summed, num_units=sampler.batch_size)
     mean, mechanism_state = mechanism.release(summed, state.mechanism_state)
     sensitive = (

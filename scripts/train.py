@@ -1,0 +1,41 @@
+"""Trains a config: `train.py --config=configs/digits.py --workdir=runs/digits`.
+
+Any value can be set, as in `--config.rule.l2_clip_norm=0.5`. The same command
+again resumes a run that was stopped, or prints a finished one's statement.
+"""
+
+import logging
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0, for several processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+  logging.getLogger("absl").setLevel(logging.WARNING)
+  if _COORDINATOR.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+  # After jax.distributed: these imports may touch devices.
+  from jaxdp import experiment, report
+
+  _, history = experiment.train(_CONFIG.value, _WORKDIR.value)
+  if jax.process_index() > 0:
+    return
+  print(f"\n{history.statement or 'This training is NOT private: ε = ∞.'}")
+  print(f"\ntest accuracy  {history.metrics[-1]['test_accuracy']:.4f}")
+  print(f"report         {report.write_report(_WORKDIR.value)}")
+
+
+if __name__ == "__main__":
+  app.run(main)
