@@ -29,12 +29,13 @@ def main(_: list[str]) -> None:
   # After jax.distributed: these imports may touch devices.
   from jaxdp import experiment, report
 
-  _, history = experiment.train(_CONFIG.value, _WORKDIR.value)
+  workdir = str(_WORKDIR.value)
+  history = experiment.train(_CONFIG.value, workdir)[1]
   if jax.process_index() > 0:
     return
   print(f"\n{history.statement or 'This training is NOT private: ε = ∞.'}")
   print(f"\ntest accuracy  {history.metrics[-1]['test_accuracy']:.4f}")
-  print(f"report         {report.write_report(_WORKDIR.value)}")
+  print(f"report         {report.write_report(workdir)}")
 
 
 if __name__ == "__main__":

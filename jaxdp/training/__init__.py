@@ -4,7 +4,7 @@ Read ``_step.py`` first, then ``_fit.py`` and ``_run.py``.
 """
 
 from jaxdp.training._feed import Reader
-from jaxdp.training._fit import History, PerformanceFlags, fit, released_params
+from jaxdp.training._fit import fit
 from jaxdp.training._release import load_release
 from jaxdp.training._run import History, PerformanceFlags, released_params
 from jaxdp.training._sharding import data_mesh
