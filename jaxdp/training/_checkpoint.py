@@ -126,8 +126,8 @@ def fingerprint(**resolved: Any) -> dict[str, Any]:
     "devices": jax.device_count(),
     "processes": jax.process_count(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    "x64": jax.config.read("jax_enable_x64"),
-    "matmul_precision": jax.config.read("jax_default_matmul_precision"),
+    "x64": jax.config.values["jax_enable_x64"],
+    "matmul_precision": jax.config.values["jax_default_matmul_precision"],
     "determinism": _determinism(),
     **resolved,
   }
