@@ -178,7 +178,7 @@ def test_poisson_epsilon_by_pld_and_rdp(
   by_rdp = accounting.epsilon(
     made.dp_event(num_steps), "rdp", ADD_OR_REMOVE_ONE, delta
   )
-  assert by_rdp == pytest.approx(rdp, rel=5e-4)  # Other orders, 3e-4 apart.
+  assert by_rdp == pytest.approx(rdp, rel=5e-4)  # By integer orders.
 
 
 @pytest.mark.parametrize(
