@@ -187,6 +187,8 @@ def test_noise_of_50_shuffled_epochs(epsilon, sigma):
   assert result.noise_multiplier == pytest.approx(sigma, rel=2e-3)
 
 
+# The values at epsilon 1 were found on a grid of 1e-3, which asks for up to
+# 1.1 % more noise than ours at 10,417 steps.
 PLATEAU = [
   (1, 192, 10417, 1.648, 168.2),
   (1, 1024, 1953, 3.493, 154.4),
@@ -218,9 +220,17 @@ def test_cumulative_noise_of_40_epochs_against_the_batch_size(
     target_delta=1e-5,
     num_steps=num_steps,
   )
-  noise = result.noise_multiplier
-  assert noise == pytest.approx(sigma, rel=1e-3)
-  assert noise * math.sqrt(num_steps) == pytest.approx(cumulative, rel=5e-3)
+  assert 0.988 * sigma <= result.noise_multiplier <= 1.001 * sigma
+  assert sigma * math.sqrt(num_steps) == pytest.approx(cumulative, rel=2e-3)
+  table = result.replace(noise_multiplier=sigma)
+  on_its_grid = accounting.epsilon(
+    table.dp_event(num_steps),
+    table.accountant,
+    table.relation,
+    1e-5,
+    discretization=1e-3,
+  )
+  assert on_its_grid == pytest.approx(epsilon, rel=3e-3)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import math
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -22,7 +23,7 @@ ADD_OR_REMOVE_ONE = NeighboringRelation.ADD_OR_REMOVE_ONE
 REPLACE_ONE = NeighboringRelation.REPLACE_ONE
 ZERO_OUT = NeighboringRelation.REPLACE_SPECIAL
 
-SAMPLERS = {
+SAMPLERS: dict[str, Any] = {
   "poisson": Poisson(num_examples=100, expected_batch_size=20),
   "poisson-cut": Poisson(
     num_examples=100, expected_batch_size=20, max_batch_size=20
@@ -520,11 +521,11 @@ def test_no_steps_and_no_noise_have_their_own_events(sampler):
       r"got expected_batch_size=inf",
     ),
     (
-      lambda: Poisson(num_examples=10, expected_batch_size="5"),
+      lambda: Poisson(num_examples=10, expected_batch_size="5"),  # type: ignore[arg-type]
       r"must be a number, got expected_batch_size='5'",
     ),
     (
-      lambda: Poisson(num_examples=10.0, expected_batch_size=5),
+      lambda: Poisson(num_examples=10.0, expected_batch_size=5),  # type: ignore[arg-type]
       r"must be an integer, got num_examples=10.0",
     ),
     (
@@ -543,7 +544,9 @@ def test_no_steps_and_no_noise_have_their_own_events(sampler):
     ),
     (
       lambda: Poisson(
-        num_examples=100, expected_batch_size=10, max_batch_size="large"
+        num_examples=100,
+        expected_batch_size=10,
+        max_batch_size="large",  # type: ignore[arg-type]
       ),
       r"must be an integer, got max_batch_size='large'",
     ),
@@ -552,7 +555,7 @@ def test_no_steps_and_no_noise_have_their_own_events(sampler):
       r"batch_size=11 is larger than num_examples=10",
     ),
     (
-      lambda: FixedSize(num_examples=10, batch_size=2.5),
+      lambda: FixedSize(num_examples=10, batch_size=2.5),  # type: ignore[arg-type]
       r"must be an integer, got batch_size=2.5",
     ),
     (
