@@ -452,6 +452,8 @@ def test_events_beyond_our_samplers_go_to_dp_accounting_as_they_are():
   theirs = dp_accounting.rdp.RdpAccountant().compose(nested).get_epsilon(1e-5)
   ours = accounting.epsilon(nested, "rdp", ADD_OR_REMOVE_ONE, 1e-5)
   assert ours == theirs
+  never = sampled(0.0, 1.0, 5)
+  assert accounting.epsilon(never, "pld", ADD_OR_REMOVE_ONE, 1e-5) == 0
   with pytest.raises(dp_accounting.UnsupportedEventError):
     accounting.epsilon(
       dp_accounting.UnsupportedDpEvent(), "pld", ADD_OR_REMOVE_ONE, 1e-5

@@ -1,8 +1,8 @@
 """What a mechanism costs: epsilon, calibration, ledger and statement.
 
-Read `_epsilon.py` first. Plain functions take a `DpEvent`, the accountant's
-name and the relation, all of which a `Mechanism` gives; `gdp` has the closed
-forms of Gaussian differential privacy.
+Read ``_epsilon.py`` first. Plain functions take a ``DpEvent``, the name of the
+accountant and the relation, all of which a ``Mechanism`` gives; ``gdp`` has the
+closed forms of Gaussian differential privacy.
 """
 
 from jaxdp.accounting import _gdp as gdp

@@ -29,7 +29,7 @@ _MOST_STEPS = 10**8
 
 
 class CalibratedMechanism(Protocol):
-  """What calibration needs of a mechanism; see `jaxdp.Mechanism`."""
+  """What calibration needs of a mechanism; see ``jaxdp.Mechanism``."""
 
   @property
   def sampler(self) -> Sampler: ...
@@ -61,7 +61,7 @@ def calibrate_noise(
   """A copy with the least noise that meets the target.
 
   Args:
-    mechanism: its `noise_multiplier` may be None and is not read.
+    mechanism: its ``noise_multiplier`` may be None and is not read.
     target_epsilon: > 0 and finite.
     target_delta: inside (0, 1).
     num_steps: steps that will be run.
@@ -160,8 +160,8 @@ def calibrate_batch_size(
 ) -> _Mechanism:
   """A copy with the largest (expected) batch size that meets the target.
 
-  Arguments as for `calibrate_noise`; the mechanism's `noise_multiplier` stays.
-  An integer `max_batch_size` of the sampler stays too and bounds the result.
+  Arguments as for ``calibrate_noise``; the ``noise_multiplier`` stays as it is.
+  An integer ``max_batch_size`` of the sampler stays too and bounds the result.
   """
   target = _Target.of(mechanism, target_epsilon, target_delta)
   num_steps = _validate.integer("num_steps", num_steps, minimum=1)
@@ -300,7 +300,7 @@ def _solve_falling(
   Secant steps in log x and log fun, kept inside the bracket found so far.
 
   Returns:
-    x and the slope of log fun over log x there. An x outside `ends` says that
+    x and the slope of log fun over log x there. An x outside ``ends`` says that
     the target lies beyond that end.
   """
   least, most = math.log(ends[0]), math.log(ends[1])
@@ -344,8 +344,8 @@ def _largest(
 ) -> int:
   """The largest x in 1..limit with fun(x) <= target; 0 if there is none.
 
-  `fun` rises, about like x ** power. Secant steps as above, on integers; every
-  third step halves the bracket, so that the search ends.
+  ``fun`` rises, about like x ** power. Secant steps as above, on integers;
+  every third step halves the bracket, so that the search ends.
   """
   fun = functools.cache(fun)
   low, high = 0, limit + 1  # fun(low) <= target < fun(high)

@@ -40,21 +40,22 @@ def epsilon(
   *,
   discretization: float = DISCRETIZATION,
 ) -> float:
-  """The smallest epsilon that the accountant can show at `delta`.
+  """The smallest epsilon that the accountant can show at ``delta``.
 
   Args:
-    event: what was or will be released; see `Mechanism.dp_event`.
-    accountant: "pld", "rdp" or "gdp"; see `Mechanism.accountant`.
+    event: what was or will be released; see ``Mechanism.dp_event``.
+    accountant: "pld", "rdp" or "gdp"; see ``Mechanism.accountant``.
     relation: what counts as a neighbour.
     delta: inside (0, 1).
-    discretization: bin width of the PLD. 1e-3 is some ten times faster and at
-      most a few thousandths larger: good for a progress bar.
+    discretization: bin width of the PLD. 1e-3 is some ten times faster and
+      some thousandths larger (a hundredth after 10,000 steps): good for a
+      progress bar.
 
   Edge cases:
     | event | epsilon |
     |---|---|
     | nothing released | 0 |
-    | `NonPrivateDpEvent` or zero noise anywhere | inf |
+    | ``NonPrivateDpEvent`` or zero noise anywhere | inf |
   """
   delta = _validate.probability("delta", delta)
   return privacy_curve(event, accountant, relation, discretization).epsilon(
@@ -70,10 +71,10 @@ def delta(
   *,
   discretization: float = DISCRETIZATION,
 ) -> float:
-  """The smallest delta that the accountant can show at `epsilon`.
+  """The smallest delta that the accountant can show at ``epsilon``.
 
-  Arguments as for `epsilon`; `epsilon` >= 0. An event that is not private has
-  delta 1, and nothing released has delta 0.
+  Arguments as for ``epsilon``, which is >= 0 here. An event that is not private
+  has delta 1, and nothing released has delta 0.
   """
   epsilon = _validate.at_least_zero("epsilon", epsilon)
   return privacy_curve(event, accountant, relation, discretization).delta(

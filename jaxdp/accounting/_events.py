@@ -1,4 +1,4 @@
-"""Looking into a `DpEvent`: its releases, whether it is private, its record."""
+"""Looking into a ``DpEvent``: its releases, is it private, its record."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jaxdp.accounting import _gdp
 
 
 def leaves(event: dp_accounting.DpEvent) -> dict[dp_accounting.DpEvent, int]:
-  """How often each release happens in `event`, compositions taken apart."""
+  """How often each release happens in ``event``, compositions taken apart."""
   counts: dict[dp_accounting.DpEvent, int] = {}
 
   def walk(event: dp_accounting.DpEvent, count: int) -> None:
@@ -42,7 +42,7 @@ def merge(event: dp_accounting.DpEvent) -> dp_accounting.DpEvent:
 
 
 def is_private(event: dp_accounting.DpEvent) -> bool:
-  """Whether nothing in `event` is released without noise."""
+  """Whether nothing in ``event`` is released without noise."""
   if isinstance(event, dp_accounting.NonPrivateDpEvent):
     return False
   if isinstance(event, dp_accounting.SelfComposedDpEvent) and event.count == 0:
@@ -86,7 +86,7 @@ def to_dict(event: dp_accounting.DpEvent) -> dict[str, Any]:
 
 
 def from_dict(fields: Mapping[str, Any]) -> dp_accounting.DpEvent:
-  """The event that `to_dict` described."""
+  """The event that ``to_dict`` described."""
   values = dict(fields)
   name = values.pop("type", None)
   cls = getattr(dp_accounting.dp_event, str(name), None)

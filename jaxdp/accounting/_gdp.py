@@ -37,12 +37,12 @@ def compose(mus: Iterable[float]) -> float:
 
 
 def group(mu: float, size: int) -> float:
-  """The mu that protects `size` records at once: `size * mu`."""
+  """The mu that protects ``size`` records at once: ``size * mu``."""
   return size * mu
 
 
 def delta(mu: float, epsilon: float) -> float:
-  r"""The smallest delta at `epsilon`.
+  r"""The smallest delta at ``epsilon``.
 
   .. math:: \delta(\varepsilon) = \Phi(-\varepsilon/\mu + \mu/2)
             - e^\varepsilon \Phi(-\varepsilon/\mu - \mu/2)
@@ -57,7 +57,7 @@ def delta(mu: float, epsilon: float) -> float:
 
 
 def log_delta(mu: float, epsilon: float) -> float:
-  """The logarithm of `delta`, exact where `delta` itself underflows."""
+  """The logarithm of ``delta``, exact where ``delta`` itself underflows."""
   mu = _validate.at_least_zero("mu", mu)
   epsilon = _validate.at_least_zero("epsilon", epsilon)
   if mu == 0 or math.isinf(epsilon):
@@ -84,7 +84,7 @@ def log_delta(mu: float, epsilon: float) -> float:
 
 
 def _erfcx_fall(x: float, width: float) -> float:
-  """How much erfcx(x) = e^(x^2) erfc(x) falls over `width`, for x > 0."""
+  """How much erfcx(x) = e^(x^2) erfc(x) falls over ``width``, for x > 0."""
   fall = special.erfcx(x) - special.erfcx(x + width)
   if fall > 1e-6 * special.erfcx(x):
     return float(fall)
@@ -97,10 +97,10 @@ def _erfcx_fall(x: float, width: float) -> float:
 
 
 def epsilon(mu: float, delta: float) -> float:
-  """The smallest epsilon at `delta`, by solving `delta` above.
+  """The smallest epsilon at ``delta``, by solving ``delta`` above.
 
   Edge cases:
-    0 where `delta` is at least `delta(mu, 0)`; mu = inf gives inf.
+    0 where ``delta`` is at least ``delta(mu, 0)``; mu = inf gives inf.
 
   >>> round(epsilon(mu=1.0, delta=1e-5), 4)
   4.3772
@@ -122,7 +122,7 @@ def epsilon(mu: float, delta: float) -> float:
 
 
 def mu(epsilon: float, delta: float) -> float:
-  """The largest mu that is (epsilon, delta)-DP: the inverse of `epsilon`.
+  """The largest mu that is (epsilon, delta)-DP: the inverse of ``epsilon``.
 
   >>> round(mu(epsilon=1.0, delta=1e-5), 5)
   0.26805
@@ -146,7 +146,7 @@ def mu(epsilon: float, delta: float) -> float:
 
 
 def tradeoff(mu: float, alpha: np.ndarray | float) -> np.ndarray:
-  r"""The type II error of the best test of level `alpha`.
+  r"""The type II error of the best test of level ``alpha``.
 
   .. math:: \beta(\alpha) = \Phi(\Phi^{-1}(1 - \alpha) - \mu)
 

@@ -169,7 +169,7 @@ class Ledger:
     self.next_step += num_steps
 
   def begin_incarnation(self, first_step: int) -> None:
-    """From `first_step` on, steps are new releases and will be charged again.
+    """From ``first_step`` on, steps are new releases and will be charged again.
 
     To be called when a run goes on from a checkpoint and cannot be sure to
     repeat the same releases; the noise key must be another one from here on.
@@ -200,7 +200,7 @@ class Ledger:
       )
 
   def dp_event(self, *, extra_steps: int = 0) -> dp_accounting.DpEvent:
-    """The releases so far, and those of `extra_steps` more."""
+    """The releases so far, and those of ``extra_steps`` more."""
     ledger = self
     if extra_steps:
       ledger = dataclasses.replace(self)
@@ -216,12 +216,12 @@ class Ledger:
     extra_steps: int = 0,
     discretization: float = _epsilon.DISCRETIZATION,
   ) -> float:
-    """Epsilon of the executed steps at `delta`; 0 before the first.
+    """Epsilon of the executed steps at ``delta``; 0 before the first.
 
     Args:
       delta: inside (0, 1).
       extra_steps: as if so many further steps had been charged.
-      discretization: see `accounting.epsilon`; 1e-3 for a progress bar.
+      discretization: see ``accounting.epsilon``; 1e-3 for a progress bar.
     """
     return _epsilon.epsilon(
       self.dp_event(extra_steps=extra_steps),
@@ -232,7 +232,7 @@ class Ledger:
     )
 
   def delta(self, epsilon: float) -> float:
-    """Delta of the executed steps at `epsilon`."""
+    """Delta of the executed steps at ``epsilon``."""
     return _epsilon.delta(
       self.dp_event(), self.accountant, self.neighboring_relation, epsilon
     )
@@ -268,7 +268,7 @@ class Ledger:
     )
 
   def to_json(self) -> str:
-    """The ledger as text; `from_json` gives an equal one back."""
+    """The ledger as text; ``from_json`` gives an equal one back."""
     plans = list(dict.fromkeys([*(s.plan for s in self.segments), self.plan]))
     record = {
       "format": _FORMAT,
@@ -290,7 +290,7 @@ class Ledger:
 
   @classmethod
   def from_json(cls, text: str) -> "Ledger":
-    """Reads `to_json`; text that is damaged or newer raises ValueError."""
+    """Reads ``to_json``; text that is damaged or newer raises ValueError."""
     try:
       record = json.loads(text)
       if record["format"] != _FORMAT:

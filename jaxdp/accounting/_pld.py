@@ -34,13 +34,16 @@ _LOG_TAIL = -50.0
 
 
 def supports(release: dp_accounting.DpEvent) -> bool:
-  """Whether `composed` knows this release."""
+  """Whether ``composed`` knows this release."""
+  if isinstance(release, dp_accounting.GaussianDpEvent):
+    return True
+  if not getattr(release, "sampling_probability", 0) > 0:
+    return False
   if isinstance(release, dp_accounting.PoissonSampledDpEvent):
     return isinstance(release.event, dp_accounting.GaussianDpEvent)
-  return isinstance(
-    release,
-    dp_accounting.GaussianDpEvent
-    | dp_accounting.TruncatedSubsampledGaussianDpEvent,
+  return (
+    isinstance(release, dp_accounting.TruncatedSubsampledGaussianDpEvent)
+    and release.truncated_batch_size > 0
   )
 
 
@@ -61,7 +64,7 @@ def finest(
   return 1e-6 * max(span, _events.clt_mu(releases, relation))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def composed(
   releases: tuple[tuple[dp_accounting.DpEvent, int], ...],
   relation: NeighboringRelation,
@@ -82,7 +85,7 @@ def composed(
   return total
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _single(
   release: dp_accounting.DpEvent,
   relation: NeighboringRelation,
@@ -179,7 +182,7 @@ class _GaussianLoss(privacy_loss_mechanism.GaussianPrivacyLoss):
     return np.clip(deltas, 0, 1)
 
   def _outputs(self, loss: np.ndarray) -> np.ndarray:
-    """The largest output whose privacy loss is at least `loss`."""
+    """The largest output whose privacy loss is at least ``loss``."""
     q, width, variance = (
       self.sampling_prob,
       self.sensitivity,

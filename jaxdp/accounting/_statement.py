@@ -2,7 +2,7 @@
 
 An epsilon alone says nothing. With it belong delta, what counts as a
 neighbour, what one record stands for, how it was computed, and what was
-assumed. `print(statement)` is meant for people, `to_json` for files.
+assumed. ``print(statement)`` is meant for people, ``to_json`` for files.
 """
 
 import dataclasses
@@ -57,13 +57,13 @@ class PrivacyStatement:
   Attributes:
     epsilon: inf if the run is not private.
     delta: of the same claim.
-    neighboring_relation: name of the `NeighboringRelation`.
+    neighboring_relation: name of the ``NeighboringRelation``.
     privacy_unit: what one record stands for.
     accountant: "pld", "rdp" or "gdp".
     dp_event: repr of the releases, for any accountant.
     num_steps: releases charged.
     noise_multiplier: noise over sensitivity; several if it was scheduled.
-    sampler: `Sampler.to_dict()`.
+    sampler: ``Sampler.to_dict()``.
     rule: the clipping rule.
     seed_policy: "os" or "named".
     assumptions: what must hold for the claim, one sentence each.
@@ -93,7 +93,7 @@ class PrivacyStatement:
 
   @classmethod
   def from_json(cls, text: str) -> "PrivacyStatement":
-    """Reads `to_json`, exactly."""
+    """Reads ``to_json``, exactly."""
     fields = json.loads(text)
     if fields["epsilon"] is None:
       fields["epsilon"] = math.inf

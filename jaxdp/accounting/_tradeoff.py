@@ -19,7 +19,7 @@ class TradeoffCurve:
   """beta(alpha): the least type II error of a test with type I error alpha.
 
   A test guesses from the output whether a record was in the data. Curves are
-  lower bounds: no test does better than `curve(alpha)`.
+  lower bounds: no test does better than ``curve(alpha)``.
 
   Attributes:
     alpha: false positive rates from 0 to 1, ascending, for plots.
@@ -31,7 +31,7 @@ class TradeoffCurve:
   _fun: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
 
   def __call__(self, alpha: np.ndarray | float) -> np.ndarray:
-    """The curve at any alpha in [0, 1], an array of the shape of `alpha`."""
+    """The curve at any alpha in [0, 1], an array of the shape of ``alpha``."""
     alpha = np.asarray(alpha, np.float64)
     if not np.all((alpha >= 0) & (alpha <= 1)):
       raise ValueError(
@@ -48,7 +48,7 @@ def tradeoff(
   *,
   discretization: float = 1e-3,
 ) -> TradeoffCurve:
-  r"""The trade-off curve of an event; arguments as for `epsilon`.
+  r"""The trade-off curve of an event; arguments as for ``epsilon``.
 
   .. math:: \beta(\alpha) = \sup_{\varepsilon \ge 0} \max\big(0,\;
             1 - \delta(\varepsilon) - e^\varepsilon \alpha,\;

@@ -13,7 +13,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def probability(name: str, value: Any) -> float:
-  """`value` inside (0, 1)."""
+  """``value`` inside (0, 1)."""
   number = _number(name, value)
   if not 0 < number < 1:
     raise ValueError(
@@ -24,7 +24,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def at_least_zero(name: str, value: Any) -> float:
-  """`value` >= 0, where infinity is allowed."""
+  """``value`` >= 0, where infinity is allowed."""
   number = _number(name, value)
   if not number >= 0:
     raise ValueError(f"{name} must be >= 0, got {name}={value}.")
@@ -44,7 +44,7 @@ def target_epsilon(value: Any) -> float:
 
 
 def integer(name: str, value: Any, *, minimum: int) -> int:
-  """`value` as an int of at least `minimum`."""
+  """``value`` as an int of at least ``minimum``."""
   try:
     if isinstance(value, bool):
       raise TypeError

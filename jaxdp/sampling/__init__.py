@@ -2,12 +2,12 @@
 
 | sampler | add-or-remove-one | zero-out | replace-one |
 |---|---|---|---|
-| `Poisson` | PLD | PLD | PLD |
-| `FixedSize` | refused | refused | RDP |
-| `Shuffled` | refused | exact, by epochs | exact, by epochs |
-| `FullBatch` | exact | exact | exact |
+| ``Poisson`` | PLD | PLD | PLD |
+| ``FixedSize`` | refused | refused | RDP |
+| ``Shuffled`` | refused | exact, by epochs | exact, by epochs |
+| ``FullBatch`` | exact | exact | exact |
 
-Zero-out is `NeighboringRelation.REPLACE_SPECIAL`. Under every relation the
+Zero-out is ``NeighboringRelation.REPLACE_SPECIAL``. Under every relation the
 noise multiplier is the noise's standard deviation over the sensitivity of the
 sum under that relation; conversions to an accountant's own convention are
 made here and nowhere else.

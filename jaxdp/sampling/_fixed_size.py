@@ -18,9 +18,9 @@ _FIXED_LENGTH = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FixedSize(_sampler.SamplerBase):
-  """Takes a uniformly random subset of `batch_size` examples at each step.
+  """Takes a uniformly random subset of ``batch_size`` examples at each step.
 
-  No padding and no empty batch, but a looser accountant than `Poisson`: the
+  No padding and no empty batch, but a looser accountant than ``Poisson``: the
   bound is in Renyi DP and for replacing a record only.
 
   Args:

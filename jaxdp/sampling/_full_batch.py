@@ -18,7 +18,7 @@ class FullBatch(_sampler.SamplerBase):
   .. math:: \mu = \sqrt{T} / \sigma
 
   The accounting is exact, in closed form, and nothing depends on chance; the
-  batch must fit the device (see `microbatch_size` of the training step).
+  batch must fit the device (see ``microbatch_size`` of the training step).
 
   Args:
     num_examples: N, the rows of the data set; public.

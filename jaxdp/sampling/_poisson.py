@@ -19,7 +19,7 @@ class Poisson(_sampler.SamplerBase):
   .. math:: q = B / N, \qquad \text{cap} = \lceil B + 6 \sqrt{B} \rceil
 
   A sample larger than the cap is cut to a uniformly random subset of that
-  size, and the accountant is told so (`TruncatedSubsampledGaussianDpEvent`).
+  size, and the accountant is told so (``TruncatedSubsampledGaussianDpEvent``).
   At six standard deviations the cut costs less than 1e-3 of epsilon.
 
   Args:

@@ -2,11 +2,11 @@
 
 A sampler chooses the rows of every step and is the only place that knows what
 that choice is worth: how many units to expect (the public divisor of the
-sum), how far one record moves the sum, which `DpEvent` a run of steps is, and
+sum), how far one record moves the sum, which ``DpEvent`` a run of steps is, and
 which accountant is right for that event. Read this file for the contract and
-then `_poisson.py`, the sampler to use unless there is a reason not to.
+then ``_poisson.py``, the sampler to use unless there is a reason not to.
 
-Everything here is host code in NumPy. `sample` is a pure function: any step
+Everything here is host code in NumPy. ``sample`` is a pure function: any step
 can be made again, on any machine, with no state to save.
 
 >>> from jaxdp import sampling
@@ -33,7 +33,7 @@ _WORD = (1 << 64) - 1
 
 
 class Batch(NamedTuple):
-  """Rows of the data set for one step; `sample_many` adds a leading axis."""
+  """Rows of the data set for one step; ``sample_many`` adds a leading axis."""
 
   indices: np.ndarray  # shape=(batch_size,), dtype=int32; padding rows hold 0
   is_padding_example: np.ndarray  # shape=(batch_size,), bool; True = not real
@@ -43,10 +43,10 @@ class Sampler(Protocol):
   """The contract of a sampler, a frozen and hashable dataclass.
 
   Guarantees:
-    `sample` depends on its arguments alone; `sample_many` equals stacking it.
+    ``sample`` depends on its arguments alone; ``sample_many`` stacks it.
     No row appears twice in a batch; padding rows are marked and hold index 0.
-    `dp_event` is what `sample` followed by one Gaussian release per step is
-    worth, under the relations that `relations` names. Other relations raise.
+    ``dp_event`` is what ``sample`` followed by one Gaussian release per step is
+    worth, under the relations that ``relations`` names. Other relations raise.
   """
 
   relations: ClassVar[Mapping[NeighboringRelation, str]]
@@ -96,13 +96,13 @@ class Sampler(Protocol):
     """The rows of several steps, stacked on a leading axis."""
 
   def check(self, num_rows: int) -> None:
-    """Refuses data whose length is not `num_examples`."""
+    """Refuses data whose length is not ``num_examples``."""
 
   def with_batch_size(self, batch_size: int) -> Self:
     """A copy that takes another (expected) batch size."""
 
   def to_dict(self) -> dict[str, Any]:
-    """The sampler as JSON-able data; `sampling.from_dict` reads it."""
+    """The sampler as JSON-able data; ``sampling.from_dict`` reads it."""
 
 
 _SAMPLERS: dict[str, type["SamplerBase"]] = {}
@@ -202,7 +202,7 @@ class _Complete(Sampler, Protocol):
 
 
 def from_dict(fields: Mapping[str, Any]) -> Sampler:
-  """The sampler that `sampler.to_dict()` described.
+  """The sampler that ``sampler.to_dict()`` described.
 
   >>> from jaxdp import sampling
   >>> sampler = sampling.FixedSize(num_examples=100, batch_size=10)
@@ -226,7 +226,7 @@ def from_dict(fields: Mapping[str, Any]) -> Sampler:
 
 
 def as_int(name: str, value: Any, *, minimum: int, maximum: int = _WORD) -> int:
-  """`value` as a Python int, or an error that names it."""
+  """``value`` as a Python int, or an error that names it."""
   try:
     if isinstance(value, bool | np.bool_):
       raise TypeError
@@ -247,12 +247,12 @@ def check_seed(value: Any) -> int:
 
 
 def as_num_examples(value: Any) -> int:
-  """`num_examples`, whose rows must fit the int32 indices of a batch."""
+  """``num_examples``, whose rows must fit the int32 indices of a batch."""
   return as_int("num_examples", value, minimum=1, maximum=2**31 - 1)
 
 
 def as_positive(name: str, value: Any) -> int | float:
-  """`value` as a finite, positive number, or an error that names it."""
+  """``value`` as a finite, positive number, or an error that names it."""
   if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
     raise ValueError(f"{name} must be a number, got {name}={value!r}.")
   number = float(value)
@@ -292,7 +292,7 @@ _STREAM = _Stream()
 
 
 def generator(seed: int, step: int, stream: int) -> np.random.Generator:
-  """The random numbers of (seed, step); `stream` keeps samplers apart.
+  """The random numbers of (seed, step); ``stream`` keeps samplers apart.
 
   Philox 4x64-10 is a counter turned into random words by a key. The seed is
   the key and the step a high word of the counter, so every step has 2**128

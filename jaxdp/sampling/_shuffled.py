@@ -30,7 +30,7 @@ class Shuffled(_sampler.SamplerBase):
 
   Guarantees:
     An epoch holds every example once; epochs are independent permutations.
-    `sample` needs no earlier step. Within an epoch it reuses a permutation
+    ``sample`` needs no earlier step. Within an epoch it reuses a permutation
     that takes time proportional to N.
 
   Example:
