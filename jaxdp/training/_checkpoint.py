@@ -1,13 +1,10 @@
-"""Checkpoints with orbax, and the question whether a resume is a replay.
+"""Checkpoints with orbax: atomic, the last few kept, damaged ones set aside.
 
-A checkpoint holds the noise key, and is *sensitive*. Steps after it that were
-lost may be made again at no cost only if they come out bit for bit the same:
-then they are the same release. ``fingerprint`` says what that takes.
+A checkpoint holds the noise key, and is *sensitive*.
 """
 
 import hashlib
 import logging
-import os
 import pathlib
 import secrets
 import shutil
@@ -18,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from jaxdp.training import _files
+from jaxdp.training import _files, _sharding
 
 _LOG = logging.getLogger("jaxdp")
 
@@ -28,28 +25,29 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, keep: int):
     self._directory = directory.absolute()
-    self._manager = ocp.CheckpointManager(
-      self._directory,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        # Synchronous: when ``save`` returns, the checkpoint is there.
-        enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
-      ),
-    )
+    with _files.explained_disk_errors(self._directory):
+      self._manager = ocp.CheckpointManager(
+        self._directory,
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=keep,
+          # Synchronous: when ``save`` returns, the checkpoint is there.
+          enable_async_checkpointing=False,
+          cleanup_tmp_directories=True,
+        ),
+      )
 
   def save(self, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Writes a checkpoint; ``meta`` is JSON-able."""
-    meta = {**meta, "digest": digest(state)}
-    try:
+    """Writes a checkpoint, unless there is one; ``meta`` is JSON-able."""
+    if step in self._manager.all_steps():
+      return
+    meta = {**meta, "structure": _structure(state), "digest": digest(state)}
+    with _files.explained_disk_errors(self._directory):
       self._manager.save(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         ),
       )
-    except OSError as error:
-      raise _files.explain_os_error(error, self._directory) from error
 
   def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
     """The newest checkpoint that is whole: (step, state, meta), or None.
@@ -60,31 +58,30 @@ class Checkpoints:
       like: a state of the same structure, shapes, dtypes and sharding.
 
     Raises:
-      ValueError: there are checkpoints, but none of them is whole.
+      ValueError: there are checkpoints, but none of them is whole; or one is of
+        another model or optimizer.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_abstract(like)),
-            meta=ocp.args.JsonRestore(),
-          ),
-        )
-        if digest(restored.state) != restored.meta["digest"]:
-          raise ValueError("its content does not match its digest")
-        return step, restored.state, dict(restored.meta)
+        meta = self._read(step, meta=ocp.args.JsonRestore()).meta
+        same = meta["structure"] == _structure(like)
+        if same:
+          abstract = ocp.args.StandardRestore(_abstract(like))
+          state = self._read(step, state=abstract).state
+          if digest(state) != meta["digest"]:
+            raise ValueError("its content does not match its digest")
       except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        _LOG.warning(
-          "The checkpoint at step %d is damaged (%s). The one before is used.",
-          step,
-          reason[:200],
+        self._set_aside(step, error)
+        continue
+      if not same:
+        changes = _changes(meta["structure"], _structure(like))
+        raise ValueError(
+          f"The checkpoint in {self._directory} is of another model or "
+          f"optimizer: {changes}. Choose another workdir, or go back to those "
+          "of the run that is there."
         )
-        aside = self._directory / f"damaged-{step}-{secrets.token_hex(4)}"
-        shutil.move(self._directory / str(step), aside)
-        self._manager.reload()
+      return step, state, dict(meta)
     if steps:
       raise ValueError(
         f"None of the checkpoints {sorted(steps)} in {self._directory} can be "
@@ -92,6 +89,22 @@ class Checkpoints:
         "steps in ledger.json of the old one have been spent all the same."
       )
     return None
+
+  def _read(self, step: int, **items: Any) -> Any:
+    return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    reason = str(error).splitlines()[0] if str(error) else repr(error)
+    _LOG.warning(
+      "The checkpoint at step %d is damaged (%s). The one before is used.",
+      step,
+      reason[:200],
+    )
+    if jax.process_index() == 0:
+      aside = self._directory / f"damaged-{step}-{secrets.token_hex(4)}"
+      shutil.move(self._directory / str(step), aside)
+    _sharding.wait_for_all_processes("a damaged checkpoint was set aside")
+    self._manager.reload()
 
   def close(self) -> None:
     """Lets go of orbax's threads."""
@@ -108,37 +121,26 @@ def digest(tree: PyTree) -> str:
   return sha.hexdigest()
 
 
+def _structure(tree: PyTree) -> dict[str, str]:
+  """Name, dtype and shape of every leaf."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): (
+      f"{x.dtype}{list(x.shape)}"
+    )
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> str:
+  names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+  shown = [
+    f"{name} was {old.get(name, 'not there')}, now {new.get(name, 'not there')}"
+    for name in names[:3]
+  ]
+  return "; ".join(shown) + ("; ..." if len(names) > 3 else "")
+
+
 def _abstract(tree: PyTree) -> PyTree:
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
-
-
-def fingerprint(**resolved: Any) -> dict[str, Any]:
-  """What must be equal for lost steps to come out bit for bit the same.
-
-  Args:
-    **resolved: what the caller adds (mesh, microbatch, steps a call).
-  """
-  return {
-    **_files.versions(),
-    "platform": jax.default_backend(),
-    "devices": jax.device_count(),
-    "processes": jax.process_count(),
-    "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    "x64": jax.config.values["jax_enable_x64"],
-    "matmul_precision": jax.config.values["jax_default_matmul_precision"],
-    "determinism": _determinism(),
-    **resolved,
-  }
-
-
-def _determinism() -> str:
-  """Yes, or a nonce: what is not deterministic never equals itself."""
-  if jax.default_backend() in ("cpu", "tpu"):
-    return "yes"
-  flags = os.environ.get("XLA_FLAGS", "")
-  names = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
-  if any(f"--{name}=true" in flags for name in names):
-    return "yes"
-  return f"no: {secrets.token_hex(8)}"

@@ -1,13 +1,16 @@
 """Rows of the data set for every step: on the device, or streamed."""
 
+import collections
 import concurrent.futures
+import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -18,6 +21,13 @@ from jaxdp.training import _sharding
 _DEVICE_SHARE = 0.25
 # Streamed rows of one call, at most.
 _STREAM_BYTES = 1 << 28
+# Data sets are told apart by all of their rows up to this size, else by some.
+_DIGEST_BYTES = 1 << 28
+_DIGEST_ROWS = 64
+
+
+# Steps first, then rows, which are dealt out to the devices.
+_SPEC = P(None, _sharding.AXIS)
 
 
 class Reader(Protocol):
@@ -44,7 +54,6 @@ class Feed:
     dataset: a tree of arrays with the examples on the first axis, or a
       ``Reader``.
     sampler: says which rows.
-    seed: its seed.
     mesh: where rows go.
     on_device: keep the whole data set on the device; None to decide by size.
   """
@@ -53,13 +62,11 @@ class Feed:
     self,
     dataset: PyTree | Reader,
     sampler: Sampler,
-    seed: int,
     mesh: Mesh | None,
     on_device: bool | None,
   ):
     self._sampler = sampler
-    self._seed = seed
-    self._mesh = mesh
+    self.mesh = mesh
     self._shards = _sharding.num_shards(mesh)
     self._dataset = dataset
     is_tree = not _is_reader(dataset)
@@ -82,31 +89,46 @@ class Feed:
     """How many steps' batches may travel together."""
     if not self.streams:
       return 1 << 30
-    example = self._read(np.zeros(1, np.int64))
-    row = _num_bytes(example)
+    row = _num_bytes(self._example)
     return max(1, _STREAM_BYTES // (row * self._sampler.batch_size))
 
-  def calls(self, plan: list[tuple[int, int]]) -> Iterator[Call]:
+  def shapes(self, num_steps: int) -> tuple[PyTree, Any]:
+    """Shapes, dtypes and sharding of a call's rows and mask."""
+    units = _sharding.padded_rows(self._sampler.batch_size, self._shards)
+    sharding = None if self.mesh is None else NamedSharding(self.mesh, _SPEC)
+
+    def abstract(x: Any) -> jax.ShapeDtypeStruct:
+      dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+      shape = (num_steps, units, *x.shape[1:])
+      return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    rows = self._example if self.streams else np.zeros(1, np.int32)
+    return jax.tree.map(abstract, rows), abstract(np.zeros(1, bool))
+
+  def calls(self, plan: list[tuple[int, int]], seed: int) -> Iterator[Call]:
     """The calls of a plan of (first_step, num_steps), each made in advance."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-      future = pool.submit(self._call, *plan[0]) if plan else None
-      for following in [*plan[1:], None]:
-        assert future is not None
-        call = future.result()
-        if following is not None:
-          future = pool.submit(self._call, *following)
-        yield call
+      ahead = collections.deque[concurrent.futures.Future[Call]]()
+      for part in plan:
+        ahead.append(pool.submit(self._call, *part, seed))
+        if len(ahead) > 1:
+          yield ahead.popleft().result()
+      while ahead:
+        yield ahead.popleft().result()
 
-  def _call(self, first_step: int, num_steps: int) -> Call:
-    batch = self._sampler.sample_many(self._seed, first_step, num_steps)
+  def _call(self, first_step: int, num_steps: int, seed: int) -> Call:
+    batch = self._sampler.sample_many(seed, first_step, num_steps)
     rows = _sharding.lay_out(batch.indices, self._shards, 0)
     mask = _sharding.lay_out(batch.is_padding_example, self._shards, True)
     if self.streams:
       batches = [self._read(indices) for indices in rows]
       rows = jax.tree.map(lambda *x: np.stack(x), *batches)
-    spec = P(None, _sharding.AXIS)
-    rows, mask = _sharding.place((rows, mask), self._mesh, spec)
+    rows, mask = _sharding.place((rows, mask), self.mesh, _SPEC)
     return Call(first_step, num_steps, rows, mask)
+
+  @functools.cached_property
+  def _example(self) -> PyTree:
+    return first_row(self._dataset)
 
   def _read(self, indices: np.ndarray) -> PyTree:
     if _is_reader(self._dataset):
@@ -137,6 +159,30 @@ def num_rows(dataset: PyTree | Reader) -> int:
       f"got shapes {shapes}."
     )
   return lengths.pop()[0]
+
+
+def first_row(dataset: PyTree | Reader) -> PyTree:
+  """A batch of the first example alone."""
+  rows = np.zeros(1, np.int64)
+  if _is_reader(dataset):
+    return jax.tree.map(np.asarray, dataset[rows])
+  return jax.tree.map(lambda x: np.asarray(x[:1]), dataset)
+
+
+def digest(dataset: PyTree | Reader) -> str:
+  """Tells data sets apart: by all rows, or by some of a large one."""
+  length = num_rows(dataset)
+  some = np.unique(np.linspace(0, length - 1, _DIGEST_ROWS).astype(np.int64))
+  if _is_reader(dataset):
+    dataset = dataset[some]
+  elif _num_bytes(dataset) > _DIGEST_BYTES:
+    dataset = jax.tree.map(lambda x: x[some], dataset)
+  sha = hashlib.sha256(str(length).encode())
+  for leaf in jax.tree.leaves(dataset):
+    leaf = np.ascontiguousarray(leaf)
+    sha.update(f"{leaf.dtype}{leaf.shape}".encode())
+    sha.update(leaf.tobytes())
+  return sha.hexdigest()
 
 
 def _num_bytes(tree: PyTree) -> int:

@@ -1,12 +1,13 @@
 """Files of a run: written whole or not at all, also on a full disk."""
 
+import contextlib
 import errno
 import json
 import math
 import os
 import pathlib
 import platform
-import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -22,32 +23,57 @@ def write_atomic(path: pathlib.Path, text: str) -> None:
   Raises:
     OSError: the disk is full, with what to do.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  name = ""
-  try:
-    with tempfile.NamedTemporaryFile(
-      "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-      name = file.name
+  # A fixed name: what a crash leaves behind is overwritten, not collected.
+  partial = path.with_name(f".{path.name}.partial")
+  with explained_disk_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", encoding="utf-8") as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
-    os.replace(name, path)
-  except OSError as error:
-    pathlib.Path(name).unlink(missing_ok=True) if name else None
-    raise explain_os_error(error, path) from error
+    os.replace(partial, path)
+    # The name is on the disk once its directory is.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(directory)
+    finally:
+      os.close(directory)
 
 
-def explain_os_error(error: OSError, path: pathlib.Path) -> OSError:
-  """The same error, saying what to do if the disk is full."""
-  if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-    return error
-  return OSError(
-    error.errno,
-    f"The disk is full: {path} could not be written. Nothing written before is "
-    "damaged. Free some space and run the same command again: training goes on "
-    "from the last checkpoint.",
-  )
+def append(path: pathlib.Path, text: str) -> None:
+  """Appends to a text file.
+
+  Raises:
+    OSError: the disk is full, with what to do; a part may have been written.
+  """
+  data = text.encode()
+  with explained_disk_errors(path), path.open("ab", buffering=0) as file:
+    if file.write(data) != len(data):
+      raise OSError(errno.ENOSPC, "short write", str(path))
+
+
+@contextlib.contextmanager
+def explained_disk_errors(path: pathlib.Path) -> Iterator[None]:
+  """Errors of a full disk say what to do; all others pass."""
+  try:
+    yield
+  except Exception as error:
+    if not _is_disk_full(error):
+      raise
+    raise OSError(
+      errno.ENOSPC,
+      f"The disk is full: {path} could not be written. Nothing written before "
+      "is damaged. Free some space and run the same command again: training "
+      "goes on from the last checkpoint.",
+    ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+  codes = (errno.ENOSPC, errno.EDQUOT)
+  if isinstance(error, OSError):
+    return error.errno in codes
+  # TensorStore, under orbax, says it in the text of a ValueError.
+  return any(os.strerror(code) in str(error) for code in codes)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

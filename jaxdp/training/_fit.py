@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -96,10 +97,17 @@ def fit(
     ValueError: for anything that does not fit together, before any compile.
   """
   performance = performance or PerformanceFlags()
-  sampler = _validate(
-    mechanism, sampler, num_steps, delta, max_epsilon, keep_checkpoints
+  _check_counts(
+    num_steps=num_steps,
+    keep_checkpoints=keep_checkpoints,
+    eval_every=eval_every,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    steps_per_call=performance.steps_per_call,
   )
+  sampler = _validate(mechanism, sampler, delta, max_epsilon)
   sampler.check(_feed.num_rows(dataset))
+  _check_loss(loss_fn, params, dataset, trainable, has_aux, has_key)
   step = make_train_step(
     loss_fn,
     mechanism,
@@ -136,20 +144,39 @@ def fit(
   return run(params, dataset, Seeds.make(seed))
 
 
+def _check_counts(**counts: Any) -> None:
+  for name, value in counts.items():
+    if value is None or (name, value) == ("steps_per_call", "auto"):
+      continue
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+      raise ValueError(f"{name} must be an integer, got {name}={value!r}.")
+    if value < 1:
+      raise ValueError(f"{name} must be >= 1, got {name}={value}.")
+
+
+def _check_loss(
+  loss_fn: Callable,
+  params: PyTree,
+  dataset: PyTree | _feed.Reader,
+  trainable: per_example.Trainable,
+  has_aux: bool,
+  has_key: bool,
+) -> None:
+  """Traces the gradient of one example, which raises if it is not right."""
+  grads_fn = per_example.per_example_grads(
+    loss_fn, "stacked", trainable=trainable, has_aux=has_aux, has_key=has_key
+  )
+  key = jax.random.key(0, impl="threefry2x32") if has_key else None
+  batch = _feed.first_row(dataset)
+  jax.eval_shape(lambda p, b: grads_fn(p, b, key=key), params, batch)
+
+
 def _validate(
   mechanism: Mechanism | None,
   sampler: Sampler | None,
-  num_steps: int,
   delta: float | None,
   max_epsilon: float | None,
-  keep_checkpoints: int,
 ) -> Sampler:
-  if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer):
-    raise ValueError(f"num_steps must be an integer, got {num_steps!r}.")
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be >= 1, got {num_steps}.")
-  if keep_checkpoints < 1:
-    raise ValueError(f"keep_checkpoints must be >= 1, got {keep_checkpoints}.")
   if mechanism is None:
     if sampler is None:
       raise ValueError(
@@ -173,5 +200,15 @@ def _validate(
     )
   if max_epsilon is not None and not max_epsilon > 0:
     raise ValueError(f"max_epsilon must be > 0, got {max_epsilon}.")
-  mechanism.dp_event(1)  # raises if the noise was not chosen
+  mechanism.dp_event(1)  # raises if no noise was chosen
+  if max_epsilon is None:
+    return mechanism.sampler
+  one_step = mechanism.epsilon(1, delta)
+  if one_step > max_epsilon:
+    raise ValueError(
+      f"Not one step fits max_epsilon={max_epsilon}: it costs epsilon="
+      f"{one_step:.4g} at delta={delta}. Use more noise: "
+      f"jaxdp.calibrate_noise(mechanism, target_epsilon={max_epsilon}, "
+      f"target_delta={delta}, num_steps=...)."
+    )
   return mechanism.sampler

@@ -62,21 +62,31 @@ def write_release(
 ) -> None:
   """Writes the statement, and ``release/``: parameters and statement alone."""
   release = workdir / "release"
-  with ocp.StandardCheckpointer() as checkpointer:
+  with (
+    _files.explained_disk_errors(release),
+    ocp.StandardCheckpointer() as checkpointer,
+  ):
     checkpointer.save(release.absolute() / "params", params, force=True)
   if not is_main:
     return
   config = read_json(workdir / "config.json")
-  _files.write_json(release / "config.json", config)
+  _files.write_json(release / "config.json", _without_seeds(config))
   if statement is None:
-    return
+    text = "This training is NOT private: ε = ∞."
+    record = json.dumps({"epsilon": None, "warnings": [text]}, indent=2)
+  else:
+    record, text = statement.to_json(), str(statement)
   for directory in (workdir, release):
-    _files.write_atomic(
-      directory / "privacy_statement.json", statement.to_json() + "\n"
-    )
-    _files.write_atomic(directory / "privacy_statement.txt", f"{statement}\n")
-  if event is not None:
-    _files.write_json(workdir / "dp_event.json", event_to_dict(event))
+    _files.write_atomic(directory / "privacy_statement.json", f"{record}\n")
+    _files.write_atomic(directory / "privacy_statement.txt", f"{text}\n")
+  event = dp_accounting.NonPrivateDpEvent() if event is None else event
+  _files.write_json(workdir / "dp_event.json", event_to_dict(event))
+
+
+def _without_seeds(config: Any) -> Any:
+  if not isinstance(config, dict):
+    return config
+  return {k: _without_seeds(v) for k, v in config.items() if k != "seed"}
 
 
 def load_release(workdir: str | pathlib.Path, like: PyTree) -> PyTree:

@@ -63,6 +63,14 @@ def positions(rows: int, shards: int) -> np.ndarray:
   return lay_out(np.arange(rows, dtype=np.uint32), shards, 0)
 
 
+def wait_for_all_processes(what: str) -> None:
+  """Returns when every process got here; they share one file system."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(what)
+
+
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
   """The sharding of what every device has a copy of."""
   return None if mesh is None else NamedSharding(mesh, P())
