@@ -5,12 +5,11 @@ the smallest unsigned type that holds them, and a ``meta`` string. It may be
 split into parts ``<name>-00000-of-00003.npz``, each with a share of the rows.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import re
-import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 
@@ -143,11 +142,11 @@ def _compact(rows: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def _save(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".npz")
+  # Not a file of tempfile's: a pack is there to be read by others.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}")
   try:
-    with os.fdopen(handle, "wb") as stream:
+    with temporary.open("xb") as stream:
       np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    temporary.replace(path)
   finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(temporary)
+    temporary.unlink(missing_ok=True)
