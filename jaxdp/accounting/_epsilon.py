@@ -133,11 +133,13 @@ def privacy_curve(
     return _renyi(releases, relation)
   if all(map(_pld.supports, releases)):
     bins = max(discretization, _pld.finest(releases, relation))
-    composed = _pld.composed(tuple(releases.items()), relation, bins)
+    key = tuple(releases.items()), relation, bins
     return PrivacyCurve(
-      composed.get_epsilon_for_delta,
-      composed.get_delta_for_epsilon,
-      deltas=composed.get_delta_for_epsilon,
+      lambda delta: _pld.epsilon(*key, delta),
+      lambda epsilon: _pld.composed(*key).get_delta_for_epsilon(epsilon),
+      deltas=lambda epsilons: _pld.composed(*key).get_delta_for_epsilon(
+        epsilons
+      ),
     )
   return _by_dp_accounting(event, accountant, relation, discretization)
 

@@ -64,6 +64,18 @@ def finest(
   return 1e-6 * max(span, _events.clt_mu(releases, relation))
 
 
+@functools.lru_cache(maxsize=1024)
+def epsilon(
+  releases: tuple[tuple[dp_accounting.DpEvent, int], ...],
+  relation: NeighboringRelation,
+  discretization: float,
+  delta: float,
+) -> float:
+  """The least epsilon at ``delta`` of all (release, count) together."""
+  total = composed(releases, relation, discretization)
+  return float(total.get_epsilon_for_delta(delta))
+
+
 @functools.lru_cache(maxsize=4)
 def composed(
   releases: tuple[tuple[dp_accounting.DpEvent, int], ...],
