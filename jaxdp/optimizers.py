@@ -199,9 +199,10 @@ def scale_by_adam_bc(
       state.noise_nu,
       noise_stddev,
     )
-    mu_hat = optax.tree.bias_correction(mu, b1, count)
-    nu_hat = optax.tree.bias_correction(nu, b2, count)
-    phi = optax.tree.bias_correction(noise_nu, b2, count)
+    steps = count.astype(jnp.float32)  # strict dtype promotion needs a float
+    mu_hat = optax.tree.bias_correction(mu, b1, steps)
+    nu_hat = optax.tree.bias_correction(nu, b2, steps)
+    phi = optax.tree.bias_correction(noise_nu, b2, steps)
     scaled = jax.tree.map(
       lambda m, v, p: m / jnp.sqrt(jnp.maximum(v - p.astype(v.dtype), floor)),
       mu_hat,

@@ -21,7 +21,8 @@ class PerExampleGrads:
 
   Attributes:
     stacked: a tree like the trained parameters; leaves ``[units, *shape]``, all
-      finite: the row of a unit that is dropped holds zeros. *Sensitive.*
+      finite. The row of a unit that is padding or dropped means nothing: it may
+      be that of an all-zero example. *Sensitive.*
     squares: the same tree with leaves ``[units]``: each row's sum of squares in
       float32 or wider, NaN or infinite where the unit is dropped. *Sensitive.*
     is_padding_example: bool ``[units]``, True for rows that are not real; None
@@ -48,8 +49,11 @@ class PerExampleGrads:
     if is_padding_example is not None:
       _batch.check_mask(is_padding_example, units)
     squares = jax.tree.map(sum_of_squares, stacked)
-    bad = ~jnp.isfinite(total(squares))
-    stacked = jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked)
+    removed = ~jnp.isfinite(total(squares))
+    if is_padding_example is not None:
+      # Not left to the weight 0: it keeps the sign of what it multiplies.
+      removed |= is_padding_example
+    stacked = jax.tree.map(lambda g: _batch.zero_rows(removed, g), stacked)
     return cls(stacked, squares, is_padding_example)
 
   @property
@@ -90,7 +94,7 @@ class PerExampleGrads:
   ) -> PyTree[Float[Array, "..."]]:
     """Sum over units of weight times gradient, in float32 or wider.
 
-    Dropped rows hold zeros already, so that a weight of 0 gives exactly 0.
+    Every row is finite, so that a weight of 0 gives exactly 0.
     """
     leaves, treedef = jax.tree.flatten(self.stacked)
     return jax.tree.unflatten(
@@ -103,10 +107,10 @@ class PerExampleGrads:
 
   def materialise(self) -> PyTree[Float[Array, "units ..."]]:
     """The stacked gradients, zeros where padded or dropped; *sensitive*."""
-    if self.is_padding_example is None:
-      return self.stacked
-    mask = self.is_padding_example
-    return jax.tree.map(lambda g: _batch.zero_rows(mask, g), self.stacked)
+    removed = ~jnp.isfinite(total(self.squares))
+    if self.is_padding_example is not None:
+      removed |= self.is_padding_example
+    return jax.tree.map(lambda g: _batch.zero_rows(removed, g), self.stacked)
 
 
 def total(squares: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
@@ -115,7 +119,8 @@ def total(squares: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
 
 
 def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-  return jnp.promote_types(dtype, jnp.float32)
+  # Not `promote_types`, which strict dtype promotion forbids.
+  return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def sum_of_squares(leaf: Float[Array, "units ..."]) -> Float[Array, " units"]:
