@@ -102,8 +102,13 @@ def value_and_per_example_grads(
     params = _trainable.combine_params(trained, frozen)
     args = (params, example, key) if has_key else (params, example)
     out = loss_fn(*args)
-    loss, aux = out if has_aux else (out, None)
-    return loss, aux
+    if not has_aux:
+      return out, None
+    if not (isinstance(out, tuple) and len(out) == 2):
+      raise ValueError(
+        f"has_aux=True needs a loss_fn that returns (loss, aux), got {out}."
+      )
+    return out
 
   def compute(
     params: PyTree, batch: PyTree, is_padding_example: Any, keys: Any

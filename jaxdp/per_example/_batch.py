@@ -15,7 +15,7 @@ def num_units(batch: PyTree) -> int:
   """The leading axis that every leaf of a batch shares.
 
   Raises:
-    ValueError: the batch is empty, or its leaves disagree.
+    ValueError: the batch has no rows, or its leaves disagree.
   """
   leaves = jax.tree.leaves(batch)
   shapes = jax.tree.map(jnp.shape, batch)
@@ -27,7 +27,13 @@ def num_units(batch: PyTree) -> int:
       "Every leaf of a batch needs the same leading axis (one row a unit), got "
       f"shapes {shapes}. Broadcast what all examples share inside the loss."
     )
-  return sizes.pop()[0]
+  (units,) = sizes.pop()
+  if not units:
+    raise ValueError(
+      f"The batch has no rows: shapes {shapes}. A step without a unit is a "
+      "batch of padding, with is_padding_example all True."
+    )
+  return units
 
 
 def check_mask(mask: Array, units: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 # A tree of bools (or a prefix of one), a function of ("layers/0/kernel", leaf),
@@ -37,7 +38,8 @@ def partition_params(
     where a leaf went to the other one.
 
   Raises:
-    ValueError: no leaf trains, or a leaf that trains is not a real float.
+    ValueError: no leaf trains, a leaf that trains is not a real float, or
+      ``trainable`` does not fit ``params``.
 
   Example:
     >>> params = {"body": jnp.ones(2), "head": jnp.zeros(3)}
@@ -53,12 +55,7 @@ def partition_params(
   elif callable(trainable):
     flags = [bool(trainable(path_string(path), x)) for path, x in leaves]
   else:
-    full = jax.tree.map(
-      lambda flag, sub: jax.tree.map(lambda _: bool(flag), sub),
-      trainable,
-      params,
-    )
-    flags = jax.tree.leaves(full)
+    flags = _broadcast_flags(trainable, params)
   if not any(flags):
     raise ValueError(
       "No parameter is trainable. Give params with at least one leaf, and a "
@@ -78,6 +75,26 @@ def partition_params(
   return jax.tree.unflatten(treedef, trained), jax.tree.unflatten(
     treedef, frozen
   )
+
+
+def _broadcast_flags(trainable: PyTree, params: PyTree) -> list[bool]:
+  try:
+    full = jax.tree.map(
+      lambda flag, sub: jax.tree.map(lambda _: flag, sub), trainable, params
+    )
+  except ValueError as error:
+    raise ValueError(
+      "trainable must have the structure of params, or of a prefix of it. "
+      f"{error}"
+    ) from None
+  flags = jax.tree.leaves(full)
+  for flag in flags:
+    if not isinstance(flag, bool | np.bool_):
+      raise ValueError(
+        f"trainable must be a tree of bools, got {flag!r} in it. Give True or "
+        "False, or a function of (name, leaf)."
+      )
+  return flags
 
 
 def combine_params(trained: PyTree, frozen: PyTree) -> PyTree:
