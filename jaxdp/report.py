@@ -1,0 +1,153 @@
+"""One self-contained HTML page for a run: accuracy, privacy, configuration.
+
+`write_report` reads the files of a run directory and nothing else, so that a
+report can be made again later, on another machine, without the data. Numbers
+come from those files as they stand; the only arithmetic is what the
+(epsilon, delta) of the statement says to an attacker. Read this file, then
+`_report_view.py` (what is said), `_report_chart.py` and `_report.html.jinja`
+(how it looks).
+
+    jaxdp.report.write_report("runs/digits")    # writes runs/digits/report.html
+
+Needs the extra ``jaxdp[studies]`` (jinja2) when called, not when imported.
+"""
+
+import datetime
+import importlib.resources
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdp import _report_view as view
+from jaxdp._report_chart import Panel, stacked_panels
+
+_WIDTHS = {"wide": 820, "narrow": 380}  # pixels: a page, a phone
+
+
+def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes ``report.html`` into a run directory and returns its path.
+
+  Args:
+    workdir: a run directory as `jaxdp.fit` leaves it. It must hold
+      ``config.json``, ``metrics.jsonl`` and ``privacy_statement.json``;
+      ``versions.json`` is shown if it is there.
+
+  Guarantees:
+    The page stands alone: no script, no request, all styles and figures inside.
+    Text from the files is escaped.
+    Sensitive diagnostics appear only if the metrics hold them, in a section
+    marked as not covered by the guarantee.
+    A displayed epsilon is never below the one in the statement.
+
+  Edge cases:
+    ==============================  =========================================
+    epsilon null, NaN or infinite   the page says that the run is not private
+    no evaluation in the metrics    the accuracy panel is left out
+    last metrics line cut short     that line is ignored
+    several lines for one step      merged; the later value wins
+    a required file is missing      FileNotFoundError
+    a damaged file                  ValueError with the file (and the line)
+    ==============================  =========================================
+  """
+  workdir = pathlib.Path(workdir)
+  if not workdir.is_dir():
+    raise FileNotFoundError(
+      f"no run directory at {workdir}; give the --workdir of a finished run"
+    )
+  page = _page(workdir)
+  path = workdir / "report.html"
+  partial = workdir / "report.html.partial"
+  partial.write_text(page, encoding="utf-8")
+  partial.replace(path)
+  return path
+
+
+def _page(workdir: pathlib.Path) -> str:
+  """The page's HTML, from the files of the run directory."""
+  try:
+    import jinja2
+  except ImportError as error:
+    raise ImportError(
+      "jaxdp.report needs jinja2; run: pip install 'jaxdp[studies]'"
+    ) from error
+  statement_path = workdir / "privacy_statement.json"
+  config = _read_object(workdir / "config.json")
+  metrics = _read_metrics(workdir / "metrics.jsonl")
+  statement = _read_object(statement_path)
+  versions_path = workdir / "versions.json"
+  versions = _read_object(versions_path) if versions_path.exists() else {}
+  finished = datetime.datetime.fromtimestamp(
+    statement_path.stat().st_mtime, datetime.UTC
+  )
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  template = importlib.resources.files("jaxdp") / "_report.html.jinja"
+  return environment.from_string(template.read_text(encoding="utf-8")).render(
+    name=str(config.get("name") or workdir.resolve().name),
+    subtitle=view.subtitle(config, versions),
+    finished=f"{finished:%d %B %Y, %H:%M} UTC".lstrip("0"),
+    tiles=view.tiles(config, statement, metrics),
+    figure=_figure(view.main_panels(config, statement, metrics), height=150),
+    privacy=view.privacy(statement),
+    config=config,
+    versions=versions,
+    sensitive=_figure(view.sensitive_panels(metrics), height=80),
+  )
+
+
+def _figure(panels: Sequence[Panel], height: int) -> dict[str, str]:
+  """The drawing in each width, by CSS class; empty without panels."""
+  return {
+    css_class: stacked_panels(
+      panels, width=width, x_label="step", height=height
+    )
+    for css_class, width in _WIDTHS.items()
+    if panels
+  }
+
+
+def _read_text(path: pathlib.Path) -> str:
+  if not path.exists():
+    raise FileNotFoundError(
+      f"no {path.name} in {path.parent}; a report needs config.json, "
+      "metrics.jsonl and privacy_statement.json, which a run has written when "
+      "it ends"
+    )
+  return path.read_text(encoding="utf-8")
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(_read_text(path))
+  except ValueError as error:
+    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  if not isinstance(value, dict):
+    raise ValueError(
+      f"{path} must hold a JSON object, got {type(value).__name__}"
+    )
+  return value
+
+
+def _read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """One dict a step, in the order of steps."""
+  by_step: dict[int, dict[str, Any]] = {}
+  lines = _read_text(path).splitlines()
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      by_step.setdefault(int(row["step"]), {}).update(row)
+    except (ValueError, KeyError, TypeError) as error:
+      if number == len(lines):  # cut short by a crash while it was written
+        break
+      raise ValueError(
+        f"{path}, line {number}, is not a JSON object with a 'step': {line!r}"
+      ) from error
+  return [by_step[step] for step in sorted(by_step)]
