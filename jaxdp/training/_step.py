@@ -130,7 +130,8 @@ def make_train_step(
   shards = _sharding.num_shards(mesh)
 
   def init(params: PyTree, key: Array) -> TrainState:
-    params = jax.tree.map(jnp.array, params)  # a copy: steps donate the state
+    # Copies, as steps donate the state; not weakly typed, as steps' results.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x)), params)
     trained, _ = per_example.partition_params(params, trainable)
     stream = jax.random.wrap_key_data(key_data(key), impl="threefry2x32")
     example_key = jax.random.fold_in(stream, jnp.uint32(_EXAMPLE_STREAM))
