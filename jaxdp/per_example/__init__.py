@@ -10,7 +10,7 @@ from jaxdp.per_example._api import (
   unit_keys,
   value_and_per_example_grads,
 )
-from jaxdp.per_example._batch import num_units
+from jaxdp.per_example._batch import check_mask, num_units
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._trainable import (
   Trainable,
@@ -22,6 +22,7 @@ __all__ = [
   "Method",
   "PerExampleGrads",
   "Trainable",
+  "check_mask",
   "combine_params",
   "num_units",
   "partition_params",

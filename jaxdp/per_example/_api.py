@@ -131,7 +131,11 @@ def value_and_per_example_grads(
 
 def unit_keys(key: Array | None, units: int) -> Array | None:
   """One key a unit, by its position in the whole batch; such keys pass."""
-  if key is None or jnp.ndim(key) > 0:
+  if key is None:
+    return None
+  if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+    key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+  if jnp.ndim(key) > 0:
     return key
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
     key, jnp.arange(units, dtype=jnp.uint32)

@@ -1,7 +1,7 @@
 """The stacked engine: ``jax.vmap(jax.grad(loss_fn))``, with units kept apart.
 
 The reference for every other engine; it works for every loss. Read
-``compute`` first, then ``_isolate``.
+``compute`` first, then ``_try_again``.
 """
 
 from collections.abc import Callable
@@ -38,15 +38,18 @@ def compute(
     return loss, aux, grad
 
   losses, aux, stacked = jax.vmap(one)(batch, keys)
+  stacked = jax.tree.map(_rounded, stacked)
   squares = jax.tree.map(_grads.sum_of_squares, stacked)
 
-  def again(i: Array) -> PyTree:
-    example, key = jax.tree.map(lambda x: x[i], (batch, keys))
-    return one(example, key)[2]
+  if _has_grouped_convolution(one, batch, keys):
 
-  mixes = _has_convolution(one, batch, keys)
-  stacked, squares = _isolate(
-    stacked, squares, removed, again if mixes else None
+    def again(i: Array) -> PyTree:
+      example, key = jax.tree.map(lambda x: x[i], (batch, keys))
+      return one(example, key)[2]
+
+    stacked, squares = _try_again(stacked, squares, removed, again)
+  stacked = jax.lax.platform_dependent(
+    stacked, squares, cpu=_zero_by_loop, default=_zero_by_select
   )
   # A removed row was computed from zeros: its gradient is finite but not its
   # own. NaN squares say "dropped"; padding is masked by the norms anyway.
@@ -56,34 +59,63 @@ def compute(
   return losses, aux, _grads.PerExampleGrads(stacked, squares, padding)
 
 
-def _isolate(
+def _rounded(leaf: Array) -> Array:
+  """A narrow leaf, surely rounded to its type.
+
+  XLA may skip the rounding where it fuses a conversion to float32; norms and
+  sums would then see different values, and a norm could be under-estimated.
+  """
+  if jnp.finfo(leaf.dtype).bits >= 32:
+    return leaf
+  info = jnp.finfo(leaf.dtype)
+  wide = jax.lax.reduce_precision(
+    leaf.astype(jnp.float32), info.nexp, info.nmant
+  )
+  return wide.astype(leaf.dtype)
+
+
+def _zero_by_select(stacked: PyTree, squares: PyTree) -> PyTree:
+  """Zeros the rows that are not finite; fuses into what follows on a GPU."""
+  bad = ~jnp.isfinite(_grads.total(squares))
+  return jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked)
+
+
+def _zero_by_loop(stacked: PyTree, squares: PyTree) -> PyTree:
+  """The same, a row a turn: no turn, and so no cost, in an ordinary step.
+
+  On a CPU a pass over the gradients would take longer than their sum.
+  """
+
+  def body(carry: tuple) -> tuple:
+    todo, stacked = carry
+    row = jnp.arange(todo.shape[0]) == jnp.argmax(todo)
+    stacked = jax.tree.map(lambda g: _batch.zero_rows(row, g), stacked)
+    return todo & ~row, stacked
+
+  todo = ~jnp.isfinite(_grads.total(squares))
+  carry = (todo, stacked)
+  return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), body, carry)[1]
+
+
+def _try_again(
   stacked: PyTree,
   squares: PyTree,
   removed: Bool[Array, " units"],
-  again: Callable[[Array], PyTree] | None,
+  again: Callable[[Array], PyTree],
 ) -> tuple[PyTree, PyTree]:
-  """Zeros the rows that are not finite, after a second try for each.
+  """Computes the units that are not finite once more, each alone.
 
-  XLA may compute the kernel gradients of a vmapped convolution as one dense
-  convolution with zeros in it, which spreads a NaN of one unit over all. So a
-  unit that is not finite is computed again, alone (``again``); its row is
-  zeroed only if it still is not finite. The loop has no turn in an ordinary
-  step, so it costs nothing there, and stays cheap under ``vmap``.
+  XLA computes the kernel gradients of a vmapped grouped convolution as one
+  dense convolution with zeros in it, which spreads a NaN of one unit over all.
+  The loop has no turn in an ordinary step, and stays cheap under ``vmap``.
   """
-  todo = ~jnp.isfinite(_grads.total(squares))
 
   def body(carry: tuple) -> tuple:
     todo, stacked, squares = carry
     i = jnp.argmax(todo)
     row = jnp.arange(todo.shape[0]) == i
-    if again is None:
-      grad = jax.tree.map(lambda g: jnp.zeros_like(g[0]), stacked)
-      square = jax.tree.map(lambda s: s[i], squares)
-    else:
-      grad = again(i)
-      square = jax.tree.map(lambda g: _grads.sum_of_squares(g[None])[0], grad)
-      keep = jnp.isfinite(_grads.total(square)) & ~removed[i]
-      grad = jax.tree.map(lambda g: jnp.where(keep, g, jnp.zeros_like(g)), grad)
+    grad = again(i)
+    square = jax.tree.map(lambda g: _grads.sum_of_squares(g[None])[0], grad)
     # ``select``, not an indexed write: it keeps the units' sharding.
     stacked = jax.tree.map(lambda g, new: _set_row(row, g, new), stacked, grad)
     squares = jax.tree.map(
@@ -91,6 +123,8 @@ def _isolate(
     )
     return todo & ~row, stacked, squares
 
+  # Removed rows were computed from zeros, and count for nothing.
+  todo = ~jnp.isfinite(_grads.total(squares)) & ~removed
   carry = (todo, stacked, squares)
   _, stacked, squares = jax.lax.while_loop(
     lambda carry: jnp.any(carry[0]), body, carry
@@ -103,12 +137,16 @@ def _set_row(row: Bool[Array, " units"], x: Array, new: Array) -> Array:
   return jnp.where(mask, new[None], x)
 
 
-def _has_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
+def _has_grouped_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
   )
   jaxpr = jax.make_jaxpr(one)(*abstract)
-  return any(eqn.primitive.name.startswith("conv") for eqn in _walk(jaxpr))
+  return any(
+    eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1
+    for eqn in _walk(jaxpr)
+    if eqn.primitive.name == "conv_general_dilated"
+  )
 
 
 def _walk(jaxpr: Any) -> Any:
