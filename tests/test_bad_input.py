@@ -1,0 +1,115 @@
+"""Bad input to `fit` gets one clear error, before anything is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+import jaxdp
+from tests import toy
+
+
+class Compiles:
+  """Counts the programs that XLA compiles while it is entered."""
+
+  def __enter__(self):
+    self.count = 0
+    monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *_):
+    monitoring.unregister_event_duration_listener(self._listen)
+
+  def _listen(self, event, duration, **kwargs):
+    self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def test_compiles_are_counted():
+  x = jnp.zeros(3)
+  with Compiles() as compiles:
+    jax.jit(lambda x: x * 3 + 1.2345)(x)
+  assert compiles.count == 1
+
+
+def short(field):
+  data = toy.dataset()
+  return {**data, field: data[field][:-1]}
+
+
+BAD_INPUTS = {
+  "data of another length": (
+    {"dataset": toy.dataset(47)},
+    r"47 rows but .* num_examples=48",
+  ),
+  "leaves that disagree": (
+    {"dataset": short("label")},
+    r"same first axis .*'label': \(47,\)",
+  ),
+  "a loss that is a vector": (
+    {"loss_fn": lambda params, example: example["x"] @ params["kernel"]},
+    r"one real scalar .*shape=\(3,\)",
+  ),
+  "a loss with auxiliary output": (
+    {"loss_fn": lambda params, example: (toy.loss_fn(params, example), 1)},
+    "has_aux=True",
+  ),
+  "no trainable leaf": (
+    {"trainable": lambda name, leaf: False},
+    "No parameter is trainable",
+  ),
+  "integer parameters": (
+    {"params": {**toy.params(), "table": np.arange(3)}},
+    "'table' has dtype int.*Freeze it",
+  ),
+  "no delta": ({"delta": None}, r"delta must be in \(0, 1\), got delta=None"),
+  "a delta of one": ({"delta": 1.0}, "got delta=1.0"),
+  "a delta that is not a number": ({"delta": float("nan")}, "got delta=nan"),
+  "no noise": (
+    {"mechanism": toy.mechanism(noise_multiplier=None)},
+    "calibrate_noise",
+  ),
+  "no steps": ({"num_steps": 0}, "num_steps must be >= 1, got num_steps=0"),
+  "half a step": ({"num_steps": 1.5}, "must be an integer, got num_steps=1.5"),
+  "no checkpoints": ({"keep_checkpoints": 0}, "got keep_checkpoints=0"),
+  "negative interval": ({"eval_every": -1}, "eval_every must be >= 1"),
+  "no steps in a call": (
+    {"performance": jaxdp.PerformanceFlags(steps_per_call=0)},
+    "steps_per_call must be >= 1",
+  ),
+  "no budget": ({"max_epsilon": 0.0}, "max_epsilon must be > 0, got 0.0"),
+  "a budget below one step": (
+    {"max_epsilon": 0.01},
+    "Not one step fits max_epsilon=0.01.*calibrate_noise",
+  ),
+  "a budget without privacy": (
+    {"mechanism": None, "sampler": toy.full_batch(), "max_epsilon": 1.0},
+    "max_epsilon needs a mechanism",
+  ),
+  "no sampler": ({"mechanism": None}, "fit needs a sampler"),
+  "a second sampler": (
+    {"sampler": toy.poisson()},
+    "The mechanism has a sampler.*Leave sampler=None",
+  ),
+  "a decay above one": ({"ema_decay": 1.5}, r"must be in \[0, 1\), got 1.5"),
+  "a reader on the device": (
+    {
+      "dataset": toy.Reader(),
+      "performance": jaxdp.PerformanceFlags(data_on_device=True),
+    },
+    "needs arrays, got a reader of 48 examples",
+  ),
+  "an unknown method": (
+    {"performance": jaxdp.PerformanceFlags(method="magic")},
+    "got method='magic'",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input_is_one_clear_error_before_any_compile(name, tmp_path):
+  changes, match = BAD_INPUTS[name]
+  with Compiles() as compiles, pytest.raises(ValueError, match=f"(?s){match}"):
+    toy.fit(tmp_path / "run", **changes)
+  assert compiles.count == 0
+  assert not (tmp_path / "run").exists()
