@@ -274,6 +274,9 @@ def clipped_sum(
     key: Array | None = None,
   ) -> tuple[ClippedSum, ClipInfo]:
     units = per_example.num_units(batch)
+    if is_padding_example is not None:
+      is_padding_example = jnp.asarray(is_padding_example)
+      per_example.check_mask(is_padding_example, units)
     state = rule_state
     if state is None:
       if rule.adaptive:

@@ -123,6 +123,21 @@ def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
   return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def _widen(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
+  """A leaf in float32 or wider, rounded as its own dtype rounds.
+
+  XLA may skip a rounding to a narrow dtype that is widened again, and may do so
+  for the norm but not for the sum. The bound would then be off by 2^-9.
+  """
+  x = leaf.astype(_accumulator(leaf.dtype))
+  if x.dtype == leaf.dtype:
+    return x
+  info = jnp.finfo(leaf.dtype)
+  rounded = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+  # It would flush what float16 holds below its smallest normal number.
+  return jnp.where(jnp.abs(x) < float(info.smallest_normal), x, rounded)
+
+
 def sum_of_squares(leaf: Float[Array, "units ..."]) -> Float[Array, " units"]:
   """Squared L2 norm of each row.
 
@@ -130,7 +145,7 @@ def sum_of_squares(leaf: Float[Array, "units ..."]) -> Float[Array, " units"]:
   rows as a tree; a test holds it to that, since a running sum in float32 would
   lose small terms and under-estimate the norm.
   """
-  x = leaf.astype(_accumulator(leaf.dtype))
+  x = _widen(leaf)
   return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
 
 
@@ -145,8 +160,6 @@ def _weighted_sum(
     return jnp.einsum(
       "u,u...->...", weights, leaf, precision=jax.lax.Precision.HIGHEST
     )
-  # Narrow leaves: the product is exact in float32 and the conversion fuses.
-  scaled = leaf.astype(dtype) * jax.lax.broadcast_in_dim(
-    weights, leaf.shape, (0,)
-  )
+  # Narrow leaves: the conversion fuses with the product.
+  scaled = _widen(leaf) * jax.lax.broadcast_in_dim(weights, leaf.shape, (0,))
   return jnp.sum(scaled, axis=0)

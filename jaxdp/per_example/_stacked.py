@@ -38,7 +38,6 @@ def compute(
     return loss, aux, grad
 
   losses, aux, stacked = jax.vmap(one)(batch, keys)
-  stacked = jax.tree.map(_rounded, stacked)
   squares = jax.tree.map(_grads.sum_of_squares, stacked)
 
   if _has_grouped_convolution(one, batch, keys):
@@ -57,21 +56,6 @@ def compute(
     lambda s: jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s), squares
   )
   return losses, aux, _grads.PerExampleGrads(stacked, squares, padding)
-
-
-def _rounded(leaf: Array) -> Array:
-  """A narrow leaf, surely rounded to its type.
-
-  XLA may skip the rounding where it fuses a conversion to float32; norms and
-  sums would then see different values, and a norm could be under-estimated.
-  """
-  if jnp.finfo(leaf.dtype).bits >= 32:
-    return leaf
-  info = jnp.finfo(leaf.dtype)
-  wide = jax.lax.reduce_precision(
-    leaf.astype(jnp.float32), info.nexp, info.nmant
-  )
-  return wide.astype(leaf.dtype)
 
 
 def _zero_by_select(stacked: PyTree, squares: PyTree) -> PyTree:
