@@ -142,6 +142,41 @@ def test_tails_hold_as_many_values_as_they_should():
   assert low[-2] > 0  # too thin a tail would be seen, too
 
 
+# The generator.
+
+
+@pytest.mark.parametrize(
+  "key, counter, words",
+  [
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((2**32 - 1,) * 2, (2**32 - 1,) * 2, (0x1CB996FC, 0xBB002BE7)),
+    (
+      (0x13198A2E, 0x03707344),
+      (0x243F6A88, 0x85A308D3),
+      (0xC4923A9C, 0x483DF7A0),
+    ),
+  ],
+)
+def test_threefry_gives_the_known_answers_of_random123(key, counter, words):
+  first, second = (jnp.uint32(x) for x in counter)
+  got = noise.threefry2x32(jnp.array(key, jnp.uint32), first, second)
+  assert tuple(int(x) for x in got) == words
+
+
+def test_fold_in_is_that_of_jax():
+  for data in (0, 1, 2**31 - 1, 2**32 - 1):
+    theirs = jax.random.fold_in(KEY, jnp.uint32(data))
+    np.testing.assert_array_equal(
+      noise.fold_in(KEY, np.uint32(data)), jax.random.key_data(theirs)
+    )
+
+
+@pytest.mark.parametrize("shape", [(3000,), (30, 100), (5, 20, 30), (1, 3000)])
+def test_no_two_places_of_an_array_share_their_words(shape):
+  values = np.unique(np.asarray(noise.standard_normal(KEY, shape)))
+  assert len(values) > 2990  # of 24-bit values, a few do collide
+
+
 # Streams.
 
 
