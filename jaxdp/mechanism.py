@@ -221,15 +221,23 @@ class Mechanism:
       parameters' dtypes.
 
     Raises:
-      ValueError: the sum is of another rule, of another number of rows, or of a
-        batch that may hold padding and came without its mask.
+      ValueError: the sum is of another rule, of other groups than the state, of
+        another number of rows, or of a batch that may hold padding and came
+        without its mask.
     """
     self._check(summed)
-    key = jax.random.wrap_key_data(state.key, impl="threefry2x32")
-    step_key = jax.random.fold_in(key, state.count)
+    step_key = noise.fold_in(state.key, state.count)
     stddev = self.stddev(state.rule_state)
     groups = assign_groups(self.rule, summed.grads)
     treedef = jax.tree.structure(summed.grads)
+    if len(stddev) != len(groups.names) + len(summed.statistic):
+      raise ValueError(
+        f"The mechanism's state has {len(stddev)} noise scales, but the sum "
+        f"has {len(groups.names)} groups and {len(summed.statistic)} "
+        "statistics. "
+        "Make the state with mechanism.init(trained, key), where trained, _ = "
+        "partition_params(params, trainable) as for the gradients."
+      )
     stddevs = (
       jax.tree.unflatten(treedef, [stddev[group] for group in groups.of_leaf]),
       stddev[len(groups.names) :],

@@ -12,7 +12,11 @@ from jaxdp.clipping._rule import ClippingRule
 
 
 class Groups(NamedTuple):
-  """A partition of the leaves of a tree, groups in order of appearance."""
+  """A partition of the leaves of a tree, groups in order of their names.
+
+  The order does not depend on which other leaves there are: a state that was
+  made for all parameters must not swap groups when only some of them train.
+  """
 
   names: tuple[Hashable, ...]
   of_leaf: tuple[int, ...]  # for each leaf, in flattening order
@@ -22,11 +26,12 @@ class Groups(NamedTuple):
 def assign_groups(rule: ClippingRule, params: PyTree) -> Groups:
   """The groups of a rule over the leaves of (trained) parameters."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  names: dict[Hashable, int] = {}
-  of_leaf = []
-  for path, _leaf in leaves:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    of_leaf.append(names.setdefault(rule.group(name), len(names)))
+  by_leaf = [
+    rule.group(jax.tree_util.keystr(path, simple=True, separator="/"))
+    for path, _ in leaves
+  ]
+  names = sorted(set(by_leaf), key=str)
+  of_leaf = [names.index(name) for name in by_leaf]
   dims = [0] * len(names)
   for group, (_, leaf) in zip(of_leaf, leaves, strict=True):
     dims[group] += math.prod(jnp.shape(leaf))

@@ -189,7 +189,7 @@ def groupwise(
     >>> rule = groupwise({"head": 3.0, ".*": 4.0})
     >>> state = rule.init({"body": jnp.ones(2), "head": jnp.ones(2)})
     >>> print(state.l2_clip_norms, state.noise_shape)
-    [4. 3.] [5. 5.]
+    [3. 4.] [5. 5.]
 
   References:
     McMahan et al. 2018, arXiv:1812.06210, section 3; He et al. 2023,
