@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "optimizer": {
         "name": "sgd",
-        "learning_rate": 0.5,
+        "learning_rate": 0.2,
         "schedule": "constant",
         "warmup_steps": 0,
         "momentum": 0.9,

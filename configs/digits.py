@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
         "hidden": (128,),
         "activation": "tanh",
       },
-      "rule": {"name": "flat", "l2_clip_norm": 1.0},
+      "rule": {"name": "flat", "l2_clip_norm": 0.3},
       "sampler": {
         "name": "Poisson",
         "expected_batch_size": 256,
@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "optimizer": {
         "name": "sgd",
-        "learning_rate": 1.0,
+        "learning_rate": 0.4,
         "schedule": "constant",
         "warmup_steps": 0,
         "momentum": 0.9,
