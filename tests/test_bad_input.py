@@ -100,7 +100,11 @@ BAD_INPUTS = {
     "needs arrays, got a reader of 48 examples",
   ),
   "an unknown method": (
-    {"performance": jaxdp.PerformanceFlags(method="magic")},
+    {
+      "performance": jaxdp.PerformanceFlags(
+        method="magic"  # type: ignore[arg-type]
+      )
+    },
     "got method='magic'",
   ),
 }

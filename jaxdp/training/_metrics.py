@@ -6,7 +6,6 @@ TensorBoard under the tag ``sensitive/``, or nowhere.
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -133,7 +132,7 @@ class _Board:
     with _files.explained_disk_errors(self._path):
       directory.mkdir(parents=True, exist_ok=True)
       self._writer = event_file_writer.EventsWriter(
-        str(directory / "events"), f".{os.getpid()}"
+        str(directory / "events"), f".{time.time_ns()}"
       )
       # Hides what an earlier attempt wrote of steps that are made again.
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

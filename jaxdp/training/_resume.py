@@ -89,23 +89,26 @@ def resume(
   if step >= num_steps:
     return Start(step, state, seeds, ledger)
   lost = ledger.next_step - step
-  same = (
-    meta["incarnation"] == ledger.incarnation
-    and meta["fingerprint"] == fingerprint()
-  )
-  if not same:
+  changed = _changed(meta["fingerprint"], fingerprint())
+  if meta["incarnation"] != ledger.incarnation:
+    changed.append("incarnation")
+  if changed:
     # Also if no step was lost: a checkpoint's fingerprint must never stand for
     # steps that ran elsewhere.
     ledger.begin_incarnation(step)
     if lost:
       _LOG.warning(
-        "Resuming at step %d, and not with the same program, data, versions "
-        "and machine: %d lost steps are made with fresh randomness and charged "
-        "again.",
+        "Resuming at step %d, but not as before (changed: %s): %d lost steps "
+        "are made with fresh randomness and charged again.",
         step,
+        ", ".join(changed),
         lost,
       )
-  return Start(step, state, seeds, ledger, same)
+  return Start(step, state, seeds, ledger, not changed)
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  return [name for name in {**old, **new} if old.get(name) != new.get(name)]
 
 
 def reseed(state: PyTree, key: Array, init: Callable) -> PyTree:
