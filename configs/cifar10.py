@@ -7,13 +7,24 @@ arXiv:2204.13650.
       python scripts/train.py --config=configs/cifar10.py --workdir=runs/cifar10
 """
 
+from typing import Any
+
 import ml_collections
+
+
+def _any(value: Any) -> ml_collections.FieldReference:
+  """A value that flags may set to None, or to one of another type."""
+  return ml_collections.FieldReference(value, field_type=object)
 
 
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      "data": {"name": "cifar10", "data_dir": None, "cache_dir": None},
+      "data": {
+        "name": "cifar10",
+        "data_dir": _any(None),
+        "cache_dir": _any(None),
+      },
       "model": {
         "name": "dp_cnn",
         "seed": 0,
@@ -23,26 +34,26 @@ def get_config() -> ml_collections.ConfigDict:
       "sampler": {
         "name": "Poisson",
         "expected_batch_size": 1024,
-        "max_batch_size": "auto",
+        "max_batch_size": _any("auto"),
       },
       "privacy": {
-        "target_epsilon": 8.0,
-        "noise_multiplier": None,
+        "target_epsilon": _any(8.0),
+        "noise_multiplier": _any(None),
         "delta": 1e-5,
-        "max_epsilon": 8.0,
-        "neighboring_relation": None,
+        "max_epsilon": _any(8.0),
+        "neighboring_relation": _any(None),
       },
       "optimizer": {
         "name": "sgd",
         "learning_rate": 0.2,
         "schedule": "constant",
         "warmup_steps": 0,
-        "momentum": 0.9,
+        "momentum": _any(0.9),
       },
       "training": {
         "num_steps": 2000,
-        "seed": None,
-        "ema_decay": 0.99,
+        "seed": _any(None),
+        "ema_decay": _any(0.99),
         "eval_every": 200,
         "log_every": 50,
         "checkpoint_every": 500,
@@ -51,9 +62,9 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "performance": {
         "method": "auto",
-        "microbatch_size": "auto",
-        "steps_per_call": "auto",
-        "data_on_device": "auto",
+        "microbatch_size": _any("auto"),
+        "steps_per_call": _any("auto"),
+        "data_on_device": _any("auto"),
       },
     }
   )

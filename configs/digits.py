@@ -5,13 +5,24 @@ The data comes with scikit-learn, so this runs anywhere, with no download:
     python scripts/train.py --config=configs/digits.py --workdir=runs/digits
 """
 
+from typing import Any
+
 import ml_collections
+
+
+def _any(value: Any) -> ml_collections.FieldReference:
+  """A value that flags may set to None, or to one of another type."""
+  return ml_collections.FieldReference(value, field_type=object)
 
 
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      "data": {"name": "digits", "data_dir": None, "cache_dir": None},
+      "data": {
+        "name": "digits",
+        "data_dir": _any(None),
+        "cache_dir": _any(None),
+      },
       "model": {
         "name": "mlp",
         "seed": 0,
@@ -23,26 +34,26 @@ def get_config() -> ml_collections.ConfigDict:
       "sampler": {
         "name": "Poisson",
         "expected_batch_size": 256,
-        "max_batch_size": "auto",
+        "max_batch_size": _any("auto"),
       },
       "privacy": {
-        "target_epsilon": 3.0,
-        "noise_multiplier": None,
+        "target_epsilon": _any(3.0),
+        "noise_multiplier": _any(None),
         "delta": 1e-4,
-        "max_epsilon": 3.0,
-        "neighboring_relation": None,
+        "max_epsilon": _any(3.0),
+        "neighboring_relation": _any(None),
       },
       "optimizer": {
         "name": "sgd",
         "learning_rate": 0.4,
         "schedule": "constant",
         "warmup_steps": 0,
-        "momentum": 0.9,
+        "momentum": _any(0.9),
       },
       "training": {
         "num_steps": 200,
-        "seed": None,
-        "ema_decay": 0.95,
+        "seed": _any(None),
+        "ema_decay": _any(0.95),
         "eval_every": 20,
         "log_every": 10,
         "checkpoint_every": 100,
@@ -51,9 +62,9 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "performance": {
         "method": "auto",
-        "microbatch_size": None,
-        "steps_per_call": "auto",
-        "data_on_device": "auto",
+        "microbatch_size": _any(None),
+        "steps_per_call": _any("auto"),
+        "data_on_device": _any("auto"),
       },
     }
   )

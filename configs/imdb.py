@@ -7,13 +7,24 @@ vocabulary of the reviews would be a release that no accountant charges.
       python scripts/train.py --config=configs/imdb.py --workdir=runs/imdb
 """
 
+from typing import Any
+
 import ml_collections
+
+
+def _any(value: Any) -> ml_collections.FieldReference:
+  """A value that flags may set to None, or to one of another type."""
+  return ml_collections.FieldReference(value, field_type=object)
 
 
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      "data": {"name": "imdb_reviews", "data_dir": None, "cache_dir": None},
+      "data": {
+        "name": "imdb_reviews",
+        "data_dir": _any(None),
+        "cache_dir": _any(None),
+      },
       "model": {
         "name": "lstm",
         "seed": 0,
@@ -23,14 +34,14 @@ def get_config() -> ml_collections.ConfigDict:
       "sampler": {
         "name": "Poisson",
         "expected_batch_size": 1024,
-        "max_batch_size": "auto",
+        "max_batch_size": _any("auto"),
       },
       "privacy": {
-        "target_epsilon": 8.0,
-        "noise_multiplier": None,
+        "target_epsilon": _any(8.0),
+        "noise_multiplier": _any(None),
         "delta": 1e-5,
-        "max_epsilon": 8.0,
-        "neighboring_relation": None,
+        "max_epsilon": _any(8.0),
+        "neighboring_relation": _any(None),
       },
       "optimizer": {
         "name": "adam",
@@ -40,8 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "training": {
         "num_steps": 500,
-        "seed": None,
-        "ema_decay": 0.99,
+        "seed": _any(None),
+        "ema_decay": _any(0.99),
         "eval_every": 50,
         "log_every": 10,
         "checkpoint_every": 100,
@@ -50,9 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "performance": {
         "method": "auto",
-        "microbatch_size": "auto",
-        "steps_per_call": "auto",
-        "data_on_device": "auto",
+        "microbatch_size": _any("auto"),
+        "steps_per_call": _any("auto"),
+        "data_on_device": _any("auto"),
       },
     }
   )

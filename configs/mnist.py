@@ -8,13 +8,24 @@ after Papernot et al. 2021, arXiv:2007.14191.
       python scripts/train.py --config=configs/mnist.py --workdir=runs/mnist
 """
 
+from typing import Any
+
 import ml_collections
+
+
+def _any(value: Any) -> ml_collections.FieldReference:
+  """A value that flags may set to None, or to one of another type."""
+  return ml_collections.FieldReference(value, field_type=object)
 
 
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
-      "data": {"name": "mnist", "data_dir": None, "cache_dir": None},
+      "data": {
+        "name": "mnist",
+        "data_dir": _any(None),
+        "cache_dir": _any(None),
+      },
       "model": {
         "name": "tanh_cnn",
         "seed": 0,
@@ -24,26 +35,26 @@ def get_config() -> ml_collections.ConfigDict:
       "sampler": {
         "name": "Poisson",
         "expected_batch_size": 256,
-        "max_batch_size": "auto",
+        "max_batch_size": _any("auto"),
       },
       "privacy": {
-        "target_epsilon": None,
-        "noise_multiplier": 1.1,
+        "target_epsilon": _any(None),
+        "noise_multiplier": _any(1.1),
         "delta": 1e-5,
-        "max_epsilon": 2.4,
-        "neighboring_relation": None,
+        "max_epsilon": _any(2.4),
+        "neighboring_relation": _any(None),
       },
       "optimizer": {
         "name": "sgd",
         "learning_rate": 0.25,
         "schedule": "constant",
         "warmup_steps": 0,
-        "momentum": None,
+        "momentum": _any(None),
       },
       "training": {
         "num_steps": 14062,
-        "seed": None,
-        "ema_decay": 0.999,
+        "seed": _any(None),
+        "ema_decay": _any(0.999),
         "eval_every": 1000,
         "log_every": 250,
         "checkpoint_every": 2000,
@@ -52,9 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "performance": {
         "method": "auto",
-        "microbatch_size": None,
-        "steps_per_call": "auto",
-        "data_on_device": "auto",
+        "microbatch_size": _any(None),
+        "steps_per_call": _any("auto"),
+        "data_on_device": _any("auto"),
       },
     }
   )
