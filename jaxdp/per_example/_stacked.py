@@ -38,17 +38,15 @@ def compute(
     return loss, aux, grad
 
   losses, aux, stacked = jax.vmap(one)(batch, keys)
-  squares = jax.tree.map(_grads.sum_of_squares, stacked)
-
   if _has_grouped_convolution(one, batch, keys):
 
     def again(i: Array) -> PyTree:
       example, key = jax.tree.map(lambda x: x[i], (batch, keys))
       return one(example, key)[2]
 
-    stacked, squares = _try_again(stacked, squares, removed, again)
-  stacked = jax.lax.platform_dependent(
-    stacked, squares, cpu=_zero_by_loop, default=_zero_by_select
+    stacked = _try_again(stacked, removed, again)
+  stacked, squares = jax.lax.platform_dependent(
+    stacked, cpu=_squares_by_row, default=_squares_by_leaf
   )
   # A removed row was computed from zeros: its gradient is finite but not its
   # own. NaN squares say "dropped"; padding is masked by the norms anyway.
@@ -58,35 +56,43 @@ def compute(
   return losses, aux, _grads.PerExampleGrads(stacked, squares, padding)
 
 
-def _zero_by_select(stacked: PyTree, squares: PyTree) -> PyTree:
-  """Zeros the rows that are not finite; fuses into what follows on a GPU."""
+def _squares_by_leaf(stacked: PyTree) -> tuple[PyTree, PyTree]:
+  """The gradients, zeros in rows that are not finite, and sums of squares.
+
+  On a GPU the selection fuses into what follows.
+  """
+  squares = jax.tree.map(_grads.sum_of_squares, stacked)
   bad = ~jnp.isfinite(_grads.total(squares))
-  return jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked)
+  return jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked), squares
 
 
-def _zero_by_loop(stacked: PyTree, squares: PyTree) -> PyTree:
-  """The same, a row a turn: no turn, and so no cost, in an ordinary step.
+def _squares_by_row(stacked: PyTree) -> tuple[PyTree, PyTree]:
+  """The same for a CPU, where writing a gradient is what takes the time.
 
-  On a CPU a pass over the gradients would take longer than their sum.
+  Norms and sum read flat rows, or XLA would write a gradient once for each of
+  the two shapes. Rows are zeroed one a turn: an ordinary step has no turn.
   """
 
   def body(carry: tuple) -> tuple:
-    todo, stacked = carry
+    todo, rows = carry
     row = jnp.arange(todo.shape[0]) == jnp.argmax(todo)
-    stacked = jax.tree.map(lambda g: _batch.zero_rows(row, g), stacked)
-    return todo & ~row, stacked
+    rows = jax.tree.map(lambda g: _batch.zero_rows(row, g), rows)
+    return todo & ~row, rows
 
+  rows = jax.tree.map(lambda g: g.reshape(g.shape[0], -1), stacked)
+  squares = jax.tree.map(_grads.sum_of_squares, rows)
   todo = ~jnp.isfinite(_grads.total(squares))
-  carry = (todo, stacked)
-  return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), body, carry)[1]
+  _, rows = jax.lax.while_loop(
+    lambda carry: jnp.any(carry[0]), body, (todo, rows)
+  )
+  return jax.tree.map(lambda r, g: r.reshape(g.shape), rows, stacked), squares
 
 
 def _try_again(
   stacked: PyTree,
-  squares: PyTree,
   removed: Bool[Array, " units"],
   again: Callable[[Array], PyTree],
-) -> tuple[PyTree, PyTree]:
+) -> PyTree:
   """Computes the units that are not finite once more, each alone.
 
   XLA computes the kernel gradients of a vmapped grouped convolution as one
@@ -95,25 +101,20 @@ def _try_again(
   """
 
   def body(carry: tuple) -> tuple:
-    todo, stacked, squares = carry
+    todo, stacked = carry
     i = jnp.argmax(todo)
     row = jnp.arange(todo.shape[0]) == i
-    grad = again(i)
-    square = jax.tree.map(lambda g: _grads.sum_of_squares(g[None])[0], grad)
     # ``select``, not an indexed write: it keeps the units' sharding.
-    stacked = jax.tree.map(lambda g, new: _set_row(row, g, new), stacked, grad)
-    squares = jax.tree.map(
-      lambda s, new: _set_row(row, s, new), squares, square
+    stacked = jax.tree.map(
+      lambda g, new: _set_row(row, g, new), stacked, again(i)
     )
-    return todo & ~row, stacked, squares
+    return todo & ~row, stacked
 
+  squares = jax.tree.map(_grads.sum_of_squares, stacked)
   # Removed rows were computed from zeros, and count for nothing.
   todo = ~jnp.isfinite(_grads.total(squares)) & ~removed
-  carry = (todo, stacked, squares)
-  _, stacked, squares = jax.lax.while_loop(
-    lambda carry: jnp.any(carry[0]), body, carry
-  )
-  return stacked, squares
+  carry = (todo, stacked)
+  return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), body, carry)[1]
 
 
 def _set_row(row: Bool[Array, " units"], x: Array, new: Array) -> Array:
