@@ -49,7 +49,7 @@ _WORDS = {
     "gdp": "Gaussian differential privacy, in closed form (gdp)",
   },
   "seed_policy": {
-    "os": "from the operating system, not kept",
+    "os": "from the operating system; in checkpoints, not in a release",
     "named": "named by the user: a research run",
   },
 }

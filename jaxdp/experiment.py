@@ -29,7 +29,6 @@ _SECTIONS = (
   "training",
   "performance",
 )
-_RULES = ("flat", "normalized", "per_layer", "groupwise", "no_clipping")
 _SAMPLERS = ("Poisson", "FixedSize", "Shuffled", "FullBatch")
 _OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": optax.sgd,
@@ -91,7 +90,7 @@ class ExperimentConfig:
     """The mechanism, its noise calibrated if the config names a target."""
     if self.rule is None:
       return None
-    rule = _call("rule", self.rule, _RULES, clipping)
+    rule = _call("rule", self.rule, clipping.RULES, clipping)
     privacy = self.privacy
     relation = privacy["neighboring_relation"]
     mechanism = Mechanism(

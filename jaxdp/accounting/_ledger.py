@@ -245,8 +245,8 @@ class Ledger:
     Args:
       delta: the delta of the claim.
       rule: the clipping rule, in words or as its repr.
-      seed_policy: "os" if all seeds came from the operating system and were
-        not kept, "named" for a research run whose seed is known.
+      seed_policy: "os" if all seeds came from the operating system and
+        stay in the checkpoints, "named" for a research run whose seed is known.
     """
     plans = [segment.plan for segment in self.segments] or [self.plan]
     noise = tuple(dict.fromkeys(plan.noise_multiplier for plan in plans))

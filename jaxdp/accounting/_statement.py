@@ -31,7 +31,7 @@ _ACCOUNTANTS = {
   "gdp": "Gaussian differential privacy, exact, in closed form",
 }
 _SEEDS = {
-  "os": "from the operating system, not kept",
+  "os": "from the operating system; in checkpoints, not in a release",
   "named": "named by the user: research run",
 }
 _ASSUMPTIONS = (
