@@ -6,8 +6,9 @@ a model, a clipping rule, a sampler, an optimizer and a budget;
 """
 
 import dataclasses
+import inspect
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,20 +17,45 @@ import optax
 from dp_accounting import NeighboringRelation
 
 import jaxdp
-from jaxdp import clipping, data, models, optimizers, sampling, training
+from jaxdp import budget, clipping, data, models, optimizers, sampling, training
 from jaxdp.mechanism import Mechanism
 
-_SECTIONS = (
-  "data",
-  "model",
-  "rule",
-  "sampler",
-  "privacy",
+# By section, the values that must be there, and those that may.
+_FIT = set(inspect.signature(training.fit).parameters) - {
+  "loss_fn",
+  "params",
+  "dataset",
+  "mechanism",
   "optimizer",
-  "training",
+  "delta",
+  "max_epsilon",
+  "sampler",
+  "eval_fn",
+  "workdir",
+  "config",
+  "progress",
   "performance",
-)
-_SAMPLERS = ("Poisson", "FixedSize", "Shuffled", "FullBatch")
+}
+_FLAGS = {f.name for f in dataclasses.fields(training.PerformanceFlags)}
+_VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {
+  "data": ({"name", "data_dir", "cache_dir"}, set()),
+  "model": ({"name", "seed", "num_classes"}, None),
+  "rule": ({"name"}, None),
+  "sampler": ({"name"}, None),
+  "privacy": (
+    {
+      "delta",
+      "max_epsilon",
+      "neighboring_relation",
+      "noise_multiplier",
+      "target_epsilon",
+    },
+    set(),
+  ),
+  "optimizer": ({"name", "learning_rate", "schedule", "warmup_steps"}, None),
+  "training": ({"num_steps"}, _FIT),
+  "performance": (set(), _FLAGS - {"mesh"}),
+}
 _OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
@@ -46,8 +72,8 @@ class ExperimentConfig:
     data: ``name``, and ``data_dir``, ``cache_dir`` or None.
     model: ``name``, ``seed`` of the initial parameters, ``num_classes``, and
       the model's options.
-    rule: ``name`` of a factory in ``jaxdp.clipping``, and its arguments; None
-      trains without privacy.
+    rule: ``name`` of a factory in ``jaxdp.clipping``, and its arguments; the
+      name "none" trains without privacy.
     sampler: ``name`` of a class in ``jaxdp.sampling``, and its arguments but
       ``num_examples``, which comes from the data.
     privacy: ``delta``; ``noise_multiplier`` or ``target_epsilon``, the other
@@ -62,7 +88,7 @@ class ExperimentConfig:
 
   data: dict[str, Any]
   model: dict[str, Any]
-  rule: dict[str, Any] | None
+  rule: dict[str, Any]
   sampler: dict[str, Any]
   privacy: dict[str, Any]
   optimizer: dict[str, Any]
@@ -73,13 +99,9 @@ class ExperimentConfig:
   def from_config_dict(cls, config: Any) -> "ExperimentConfig":
     """Reads an ``ml_collections.ConfigDict`` (or a plain nested dict)."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    missing = [name for name in _SECTIONS if name not in values]
-    unknown = [name for name in values if name not in _SECTIONS]
-    if missing or unknown:
-      raise ValueError(
-        f"A config has the sections {list(_SECTIONS)}; missing: {missing}, "
-        f"unknown: {unknown}. Start from configs/digits.py."
-      )
+    _check_names("", values, set(_VALUES), set())
+    for section, (needed, more) in _VALUES.items():
+      _check_names(f".{section}", values[section], needed, more)
     return cls(**values)
 
   def to_dict(self) -> dict[str, Any]:
@@ -88,16 +110,15 @@ class ExperimentConfig:
 
   def make_mechanism(self, num_examples: int) -> Mechanism | None:
     """The mechanism, its noise calibrated if the config names a target."""
-    if self.rule is None:
+    rule = self.make_rule()
+    if rule is None:
       return None
-    rule = _call("rule", self.rule, clipping.RULES, clipping)
     privacy = self.privacy
-    relation = privacy["neighboring_relation"]
     mechanism = Mechanism(
       rule,
       self.make_sampler(num_examples),
       privacy["noise_multiplier"],
-      None if relation is None else NeighboringRelation[relation],
+      self._relation(),
     )
     target = privacy["target_epsilon"]
     if (target is None) == (privacy["noise_multiplier"] is None):
@@ -114,21 +135,35 @@ class ExperimentConfig:
       num_steps=self.training["num_steps"],
     )
 
+  def make_rule(self) -> clipping.ClippingRule | None:
+    """The clipping rule; None for training without privacy."""
+    if self.rule["name"] == "none":
+      return None
+    rule: clipping.ClippingRule = _call(
+      "rule", self.rule, clipping.RULES, clipping
+    )
+    return rule
+
+  def _relation(self) -> NeighboringRelation | None:
+    name = self.privacy["neighboring_relation"]
+    if name is not None and name not in NeighboringRelation.__members__:
+      raise ValueError(
+        "config.privacy.neighboring_relation must be None or one of "
+        f"{list(NeighboringRelation.__members__)}, got {name!r}."
+      )
+    return None if name is None else NeighboringRelation[name]
+
   def make_sampler(self, num_examples: int) -> sampling.Sampler:
     """The sampler, for a data set of this length."""
     values = {**self.sampler, "num_examples": num_examples}
-    sampler: sampling.Sampler = _call("sampler", values, _SAMPLERS, sampling)
+    sampler: sampling.Sampler = _call(
+      "sampler", values, budget.SAMPLERS, sampling
+    )
     return sampler
 
   def make_optimizer(self) -> optax.GradientTransformation:
     """The optimizer of the released means."""
     values = dict(self.optimizer)
-    name = values.pop("name")
-    if name not in _OPTIMIZERS:
-      raise ValueError(
-        f"config.optimizer.name must be one of {sorted(_OPTIMIZERS)}, got "
-        f"{name!r}."
-      )
     rate, num_steps = values.pop("learning_rate"), self.training["num_steps"]
     schedule, warmup = values.pop("schedule"), values.pop("warmup_steps")
     if schedule == "cosine":
@@ -144,11 +179,30 @@ class ExperimentConfig:
         f"config.optimizer.schedule must be 'constant' or 'cosine', got "
         f"{schedule!r}."
       )
-    return _OPTIMIZERS[name](rate, **values)
+    values["learning_rate"] = rate
+    optimizer: optax.GradientTransformation = _call(
+      "optimizer", values, tuple(_OPTIMIZERS), _OPTIMIZERS
+    )
+    return optimizer
+
+
+def _check_names(
+  section: str, values: Any, needed: set[str], more: set[str] | None
+) -> None:
+  """Raises unless these names are there, and no others than ``more``."""
+  if not isinstance(values, Mapping):
+    raise ValueError(f"config{section} must hold values, got {values!r}.")
+  missing = sorted(needed - values.keys())
+  unknown = [] if more is None else sorted(values.keys() - needed - more)
+  if missing or unknown:
+    raise ValueError(
+      f"config{section} lacks {missing or 'nothing'} and has unknown "
+      f"{unknown or 'nothing'}. Start from configs/digits.py."
+    )
 
 
 def _call(
-  section: str, values: dict[str, Any], names: tuple[str, ...], module: Any
+  section: str, values: dict[str, Any], names: Collection[str], source: Any
 ) -> Any:
   values = dict(values)
   name = values.pop("name")
@@ -156,8 +210,9 @@ def _call(
     raise ValueError(
       f"config.{section}.name must be one of {list(names)}, got {name!r}."
     )
+  make = source[name] if isinstance(source, Mapping) else getattr(source, name)
   try:
-    return getattr(module, name)(**values)
+    return make(**values)
   except TypeError as error:
     raise ValueError(f"config.{section}: {error}") from error
 
@@ -201,6 +256,7 @@ def train(
   """
   config = ExperimentConfig.from_config_dict(config)
   optimizer = config.make_optimizer()
+  config.make_rule()
   dataset, test = load(config, "train"), load(config, "test")
   num_examples = len(next(iter(dataset.values())))
   mechanism = config.make_mechanism(num_examples)
@@ -221,7 +277,7 @@ def train(
     num_steps=config.training["num_steps"],
     sampler=None if mechanism else config.make_sampler(num_examples),
     delta=config.privacy["delta"],
-    max_epsilon=config.privacy["max_epsilon"],
+    max_epsilon=config.privacy["max_epsilon"] if mechanism else None,
     eval_fn=eval_fn,
     workdir=workdir,
     config=config.to_dict(),
@@ -250,3 +306,27 @@ def evaluate(
   params = training.load_release(workdir, params)
   result: dict[str, float] = evaluate_fn(params, dataset)
   return result
+
+
+def plan(config: Any, num_examples: int | None = None) -> budget.Budget:
+  """What a config will cost; its noise is found if it names a target.
+
+  Args:
+    config: see ``ExperimentConfig``.
+    num_examples: rows of the data set; None to load it and see.
+  """
+  config = ExperimentConfig.from_config_dict(config)
+  if num_examples is None:
+    num_examples = len(next(iter(load(config, "train").values())))
+  mechanism = config.make_mechanism(num_examples)
+  if mechanism is None:
+    raise ValueError(
+      "config.rule.name is 'none': this training is not private, epsilon is "
+      "infinite. Name a rule, such as 'flat'."
+    )
+  return budget.Budget.of(
+    mechanism,
+    config.training["num_steps"],
+    config.privacy["delta"],
+    None if config.privacy["target_epsilon"] is None else "noise_multiplier",
+  )

@@ -1,0 +1,277 @@
+"""From a config to a run, and every mistake in a config named before it."""
+
+import copy
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdp
+from jaxdp import experiment, optimizers, report
+
+ALL = ["digits", "mnist", "cifar10", "imdb"]
+
+
+def config_of(name="digits", **changes):
+  """A config as a dict; `privacy__delta=0.1` sets one of its values."""
+  config = runpy.run_path(f"configs/{name}.py")["get_config"]()
+  values = copy.deepcopy(config.to_dict())
+  for path, value in changes.items():
+    section, _, field = path.partition("__")
+    values[section][field] = value
+  return values
+
+
+def small(**changes):
+  """Digits in a few seconds: a linear model, closed-form accounting."""
+  changes = {
+    "model__hidden": (),
+    "privacy__target_epsilon": None,
+    "privacy__max_epsilon": None,
+    "privacy__noise_multiplier": 20.0,
+    "training__num_steps": 20,
+    "training__eval_every": 10,
+    "training__checkpoint_every": 10,
+    "training__ema_decay": None,
+    "training__seed": 3,
+    **changes,
+  }
+  config = config_of(**changes)
+  config["sampler"] = {"name": "FullBatch"}
+  return config
+
+
+def read(config):
+  return experiment.ExperimentConfig.from_config_dict(config)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """A finished run of digits."""
+  workdir = tmp_path_factory.mktemp("experiment") / "digits"
+  config = small()
+  return config, workdir, *experiment.train(config, workdir, progress=False)
+
+
+def test_training_a_config_reaches_a_digit_reader(digits):
+  _, workdir, state, history = digits
+  assert history.metrics[-1]["test_accuracy"] > 0.6
+  assert history.ledger.num_steps == 20
+  assert history.statement.seed_policy == "named"
+  kernel = jax.tree.leaves(state.params)[0]
+  assert kernel.sharding.device_set == set(jax.devices())
+  written = json.loads((workdir / "config.json").read_text())
+  assert written["privacy"]["noise_multiplier"] == 20.0
+
+
+def test_evaluation_says_what_training_said(digits):
+  config, workdir, _, history = digits
+  result = experiment.evaluate(config, workdir)
+  last = history.metrics[-1]
+  assert result["accuracy"] == last["test_accuracy"]
+  assert result["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+  of_release = experiment.evaluate(config, workdir / "release", "train")
+  assert of_release["accuracy"] != result["accuracy"]
+
+
+def test_the_same_config_again_does_not_train(digits):
+  config, workdir, _, history = digits
+  _, again = experiment.train(config, workdir, progress=False)
+  assert again.metrics == history.metrics
+  assert again.statement == history.statement
+
+
+def test_another_config_is_refused_in_the_same_workdir(digits):
+  config, workdir, _, _ = digits
+  config = copy.deepcopy(config)
+  config["optimizer"]["learning_rate"] = 0.1
+  with pytest.raises(
+    ValueError, match=r"optimizer.learning_rate was .* now 0.1"
+  ):
+    experiment.train(config, workdir, progress=False)
+
+
+def test_a_run_that_was_not_finished_cannot_be_evaluated(tmp_path):
+  with pytest.raises(FileNotFoundError, match="Finish the run first"):
+    experiment.evaluate(small(), tmp_path)
+
+
+def test_a_config_without_a_rule_trains_without_privacy(tmp_path):
+  config = small(rule__name="none", privacy__max_epsilon=3.0)
+  _, history = experiment.train(config, tmp_path, progress=False)
+  assert history.statement is None
+  assert history.metrics[-1]["test_accuracy"] > 0.6
+  page = report.write_report(tmp_path).read_text()
+  assert "NOT private" in page
+  with pytest.raises(ValueError, match="epsilon is infinite"):
+    experiment.plan(config)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_config_is_read(name):
+  config = read(config_of(name))
+  assert config.make_rule().bound < np.inf
+  config.make_optimizer().init({"w": np.zeros(3, np.float32)})
+  sampler = config.make_sampler(60_000)
+  assert sampler.num_examples == 60_000
+  assert config.training["seed"] is None
+  assert read(config.to_dict()) == config
+
+
+def test_a_target_in_the_config_sets_the_noise():
+  config = small(privacy__noise_multiplier=None, privacy__target_epsilon=2.0)
+  mechanism = read(config).make_mechanism(1437)
+  epsilon = mechanism.epsilon(20, config["privacy"]["delta"])
+  assert 0.999 * 2.0 <= epsilon <= 2.0
+  plan = experiment.plan(config)
+  assert plan.epsilon == epsilon
+  assert plan.found == "noise_multiplier"
+  assert plan.num_examples == 1437
+  assert experiment.plan(config, num_examples=9).num_examples == 9
+
+
+def test_the_relation_of_the_config_is_that_of_the_mechanism():
+  config = small(privacy__neighboring_relation="REPLACE_ONE")
+  mechanism = read(config).make_mechanism(1437)
+  assert mechanism.relation == jaxdp.NeighboringRelation.REPLACE_ONE
+
+
+def learning_rates(config, steps):
+  """How far plain SGD moves against a gradient of one, step by step."""
+  tx = read(config).make_optimizer()
+  params = {"w": np.zeros((), np.float32)}
+  state = tx.init(params)
+  moves = []
+  with jax.numpy_dtype_promotion("standard"):  # optax's cosine needs it
+    for _ in range(steps):
+      updates, state = tx.update({"w": np.ones((), np.float32)}, state, params)
+      moves.append(-float(updates["w"]))
+  return moves
+
+
+def test_schedules_are_those_of_optax():
+  base = {
+    "optimizer__learning_rate": 0.5,
+    "optimizer__momentum": None,
+    "training__num_steps": 8,
+  }
+  assert learning_rates(small(**base), 3) == [0.5] * 3
+  warm = learning_rates(small(**base, optimizer__warmup_steps=4), 6)
+  np.testing.assert_allclose(warm, [0, 0.125, 0.25, 0.375, 0.5, 0.5])
+  cosine = learning_rates(small(**base, optimizer__schedule="cosine"), 9)
+  expected = [0.25 * (1 + np.cos(np.pi * t / 8)) for t in range(9)]
+  np.testing.assert_allclose(cosine, expected, atol=1e-6)
+
+
+def test_the_corrected_adam_is_an_optimizer_of_configs():
+  config = small(optimizer__name="adam_bc")
+  config["optimizer"].pop("momentum")
+  tx = read(config).make_optimizer()
+  state = tx.init({"w": np.zeros(3, np.float32)})
+  assert isinstance(state[0], optimizers.ScaleByAdamBcState)
+
+
+def without(section):
+  config = small()
+  del config[section]
+  return config
+
+
+BAD_CONFIGS = {
+  "no privacy": (without("privacy"), r"config lacks \['privacy'\]"),
+  "an unknown section": (
+    {**small(), "extra": {}},
+    r"config lacks nothing and has unknown \['extra'\]",
+  ),
+  "a section that is none": (
+    {**small(), "rule": None},
+    "config.rule must hold",
+  ),
+  "a misspelt value": (
+    small(training__num_step=3),
+    r"config.training lacks nothing and has unknown \['num_step'\]",
+  ),
+  "a misspelt knob": (
+    small(performance__microbatch=3),
+    r"config.performance .* unknown \['microbatch'\]",
+  ),
+  "an unknown rule": (
+    small(rule__name="flatt"),
+    r"config.rule.name must be one of \[.*'flat'.* got 'flatt'",
+  ),
+  "an unknown argument of a rule": (
+    small(rule__norm=1.0),
+    "config.rule: .*unexpected keyword argument 'norm'",
+  ),
+  "a clip norm of zero": (
+    small(rule__l2_clip_norm=0.0),
+    "l2_clip_norm must be > 0",
+  ),
+  "an unknown optimizer": (
+    small(optimizer__name="sdg"),
+    r"config.optimizer.name must be one of \['sgd'.* got 'sdg'",
+  ),
+  "an unknown option of an optimizer": (
+    small(optimizer__beta=1.0),
+    "config.optimizer: .*unexpected keyword argument 'beta'",
+  ),
+  "an unknown schedule": (
+    small(optimizer__schedule="linear"),
+    "must be 'constant' or 'cosine', got 'linear'",
+  ),
+  "noise and a target": (
+    small(privacy__target_epsilon=3.0),
+    "one of noise_multiplier and target_epsilon.*got 20.0 and 3.0",
+  ),
+  "neither noise nor a target": (
+    small(privacy__noise_multiplier=None),
+    "got None and None",
+  ),
+  "negative noise": (
+    small(privacy__noise_multiplier=-1.0),
+    "noise_multiplier must be >= 0 and finite, got noise_multiplier=-1.0",
+  ),
+  "noise that is not a number": (
+    small(privacy__noise_multiplier=float("nan")),
+    "got noise_multiplier=nan",
+  ),
+  "a target that cannot be reached": (
+    small(privacy__noise_multiplier=None, privacy__target_epsilon=0.0),
+    "target_epsilon must be > 0",
+  ),
+  "an unknown relation": (
+    small(privacy__neighboring_relation="REPLACE"),
+    "neighboring_relation must be None or one of .* got 'REPLACE'",
+  ),
+  "an unknown model": (small(model__name="mlpp"), "model must be one of"),
+  "an unknown data set": (
+    small(data__name="digit", data__data_dir="."),
+    "digit",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_mistake_in_a_config_is_named_before_training(name, tmp_path):
+  config, match = BAD_CONFIGS[name]
+  with pytest.raises((ValueError, FileNotFoundError), match=match):
+    experiment.train(config, tmp_path / "run", progress=False)
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_expected_batch_larger_than_the_data_is_refused(tmp_path):
+  config = small()
+  config["sampler"] = {"name": "Poisson", "expected_batch_size": 2000}
+  with pytest.raises(
+    ValueError,
+    match="expected_batch_size=2000 is larger than num_examples=1437",
+  ):
+    experiment.train(config, tmp_path, progress=False)
+
+
+def test_a_missing_data_folder_says_how_to_get_it(tmp_path):
+  config = config_of("mnist", data__data_dir=str(tmp_path / "nowhere"))
+  with pytest.raises(FileNotFoundError, match=r"(?s)mnist.*JAXDP_DATA_DIR"):
+    experiment.train(config, tmp_path / "run", progress=False)
