@@ -123,12 +123,17 @@ def test_bad_clip_norms_are_named_at_construction(make, bad):
     make(bad)
 
 
+# Untyped, since the values below are wrong on purpose.
+per_layer: Any = clipping.per_layer
+groupwise: Any = clipping.groupwise
+
+
 @pytest.mark.parametrize(
   "make, match",
   [
-    (lambda: clipping.per_layer(1.0, noise_allocation="fair"), "'fair'"),
-    (lambda: clipping.groupwise({".*": 1.0}, noise_allocation="x"), "'x'"),
-    (lambda: clipping.per_layer(1.0, by="block"), "by='block'"),
+    (lambda: per_layer(1.0, noise_allocation="fair"), "'fair'"),
+    (lambda: groupwise({".*": 1.0}, noise_allocation="x"), "'x'"),
+    (lambda: per_layer(1.0, by="block"), "by='block'"),
     (lambda: clipping.groupwise({}), "is empty"),
     (
       lambda: clipping.groupwise({"head": 1.0}).init(PARAMS),

@@ -36,8 +36,9 @@ def test_code_of_a_page_runs(path):
   text = path.read_text()
   names = {"__name__": "docs"}
   for fence in _FENCE.finditer(text):
-    needed = re.findall(r"needs=(\w+)", fence[1])
-    if any(importlib.util.find_spec(name) is None for name in needed):
+    needed = re.search(r"needs=([\w,]+)", fence[1])
+    packages = needed[1].split(",") if needed else []
+    if any(importlib.util.find_spec(name) is None for name in packages):
       continue
     # Blank lines before the code keep the line numbers of a traceback right.
     lines_before = text.count("\n", 0, fence.start(2))
