@@ -1,6 +1,7 @@
 """Limits and identities of the rules there are (METHODS section 5)."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
