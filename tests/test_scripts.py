@@ -1,0 +1,175 @@
+"""The scripts, as people call them, on the digits."""
+
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+# ml_collections loads a config in an old way.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SMALL = [
+  "--config=configs/digits.py",
+  "--config.model.hidden=()",
+  "--config.sampler.max_batch_size=None",
+  "--config.privacy.target_epsilon=None",
+  "--config.privacy.max_epsilon=None",
+  "--config.privacy.noise_multiplier=4.0",
+  "--config.training.num_steps=12",
+  "--config.training.eval_every=6",
+  "--config.training.log_every=6",
+  "--config.training.checkpoint_every=6",
+  "--config.training.seed=3",
+]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+  """Runs a script in this process; returns what it printed."""
+  monkeypatch.chdir(ROOT)
+
+  def run(name, *arguments):
+    path = str(ROOT / "scripts" / name)
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    before = set(flags.FLAGS)
+    try:
+      script = runpy.run_path(path)
+      flags.FLAGS(sys.argv)
+      script["main"]([])
+    finally:
+      for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    return capsys.readouterr().out
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run of `train.py` in its own process, which has no TensorFlow."""
+  folder = tmp_path_factory.mktemp("scripts")
+  # Python imports this file at its start: TensorFlow is now nowhere to be had.
+  blocker = "import sys\nsys.modules['tensorflow'] = None\n"
+  (folder / "usercustomize.py").write_text(blocker)
+  (folder / "sitecustomize.py").write_text(blocker)
+  workdir = folder / "run"
+  environment = {
+    **os.environ,
+    "PYTHONPATH": str(folder),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+  }
+  command = [sys.executable, "scripts/train.py", *SMALL, f"--workdir={workdir}"]
+  done = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  return workdir, done.stdout, done.stderr
+
+
+def test_training_prints_the_statement_accuracy_and_report(trained):
+  workdir, out, err = trained
+  assert out.lstrip().startswith("This training is (ε = ")
+  assert "Research run: the seed is named" in out
+  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  assert f"test accuracy  {last['test_accuracy']:.4f}" in out
+  assert str(workdir / "report.html") in out
+  assert (workdir / "report.html").stat().st_size > 5000
+  assert "12/12" in err
+  assert " ex/s" in err
+
+
+def test_tensorboard_is_written_without_tensorflow(trained):
+  (events,) = (trained[0] / "tensorboard").iterdir()
+  assert b"test_accuracy" in events.read_bytes()
+
+
+def test_training_again_prints_the_same_without_training(trained, call):
+  workdir, out, _ = trained
+  ledger = (workdir / "ledger.json").read_text()
+  again = call("train.py", *SMALL, f"--workdir={workdir}")
+  assert again == out
+  assert (workdir / "ledger.json").read_text() == ledger
+
+
+def test_training_with_another_config_is_refused(trained, call):
+  with pytest.raises(ValueError, match=r"rule.l2_clip_norm was .* now 0.7"):
+    call(
+      "train.py",
+      *SMALL,
+      "--config.rule.l2_clip_norm=0.7",
+      f"--workdir={trained[0]}",
+    )
+
+
+def test_evaluation_prints_accuracy_and_loss(trained, call):
+  workdir = trained[0]
+  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  out = call("evaluate.py", *SMALL, f"--workdir={workdir}")
+  assert f"test accuracy         {last['test_accuracy']:.4f}\n" in out
+  assert "test loss" in out
+  assert "sensitive" not in out
+
+
+def test_evaluation_on_private_data_says_that_it_is_sensitive(trained, call):
+  release = trained[0] / "release"
+  out = call("evaluate.py", *SMALL, f"--workdir={release}", "--split=train")
+  assert "train accuracy" in out
+  assert "sensitive" in out
+
+
+def test_evaluation_prints_json(trained, call):
+  out = call("evaluate.py", *SMALL, f"--workdir={trained[0]}", "--json")
+  assert json.loads(out).keys() == {"split", "accuracy", "loss"}
+
+
+PLAN = ["--sampler=FullBatch", "--num_examples=1000", "--delta=1e-5"]
+
+
+def test_accounting_prints_a_table(call):
+  out = call("account.py", *PLAN, "--num_steps=100", "--noise_multiplier=30")
+  assert "epsilon               1.2711\n" in out
+  assert "accountant            gdp\n" in out
+
+
+def test_accounting_finds_what_is_left_open(call):
+  arguments = ["--noise_multiplier=20", "--target_epsilon=2", "--json"]
+  plan = json.loads(call("account.py", *PLAN, *arguments))
+  assert plan["num_steps"] == 100
+  assert plan["found"] == "num_steps"
+
+
+def test_accounting_reads_configs(call, trained):
+  out = call("account.py", *SMALL, "--json")
+  plan = json.loads(out)
+  statement = json.loads((trained[0] / "privacy_statement.json").read_text())
+  assert plan["epsilon"] == statement["epsilon"]
+  assert plan["num_examples"] == 1437
+
+
+@pytest.mark.parametrize(
+  "arguments, match",
+  [
+    ([], "error: give --num_examples and --delta, or a --config"),
+    (PLAN, "error: noise_multiplier, num_steps not given"),
+    (
+      [*PLAN, "--num_steps=1", "--noise_multiplier=-1"],
+      "error: noise_multiplier must be >= 0",
+    ),
+  ],
+)
+def test_accounting_says_in_one_line_what_is_wrong(call, arguments, match):
+  with pytest.raises(SystemExit, match=match):
+    call("account.py", *arguments)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_thin(path):
+  assert len(path.read_text().splitlines()) <= 60
