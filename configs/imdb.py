@@ -6,8 +6,8 @@ vocabulary of the reviews would be a release that no accountant charges.
     JAXDP_DATA_DIR=/path/to/tfds \
       python scripts/train.py --config=configs/imdb.py --workdir=runs/imdb
 
-Test accuracy 76.5 % (one run) at epsilon 8, delta 1e-5; two minutes on one H200
-that three other runs shared. Nothing was tuned.
+Test accuracy 76.4 % (two runs: 76.3, 76.5) at epsilon 8, delta 1e-5; two
+minutes on one H200. Nothing was tuned.
 """
 
 from typing import Any
