@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -469,6 +470,40 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(
       fit(tmp_path)
   state, history = fit(tmp_path)
   assert_as_if_nothing_had_happened(tmp_path, state, history, whole)
+
+
+# The threads of orbax that could not write leave their errors behind.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [8, 64, 128, 192, 256])
+def test_a_disk_that_really_is_full(kilobytes, tmp_path, whole):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = [
+    "mount",
+    "-t",
+    "tmpfs",
+    "-o",
+    f"size={kilobytes}k",
+    "none",
+    str(disk),
+  ]
+  try:
+    subprocess.run(mount, check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError):
+    pytest.skip("a small disk cannot be mounted here")
+  try:
+    with pytest.raises(OSError, match=r"disk is full.*same command again"):
+      fit(disk / "run")
+    more = ["mount", "-o", "remount,size=16m", str(disk)]
+    subprocess.run(more, check=True)
+    state, history = fit(disk / "run")
+    assert_as_if_nothing_had_happened(disk / "run", state, history, whole)
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_other_errors_of_the_disk_are_left_as_they_are(tmp_path):
