@@ -185,7 +185,7 @@ LENGTH = 1 << 14
 
 @pytest.fixture(scope="module")
 def streams():
-  """Noise of three runs of three steps on a tree of four leaves."""
+  """Noise of three steps on a tree of four leaves, from three keys."""
   tree = {name: jnp.zeros(LENGTH) for name in "abcd"}
   stddevs = dict.fromkeys("abcd", 1.0)
 
@@ -194,8 +194,9 @@ def streams():
     return noise.add_gaussian_noise(key, tree, stddevs)
 
   drawn = {}
-  for run in range(3):
-    key = noise.make_key(run)
+  keys = [noise.make_key(0), noise.make_key(1)]
+  keys.append(jax.random.fold_in(keys[0], 2**31 + 1))  # a new incarnation
+  for run, key in enumerate(keys):
     for step in range(3):
       for name, x in draw(jax.random.fold_in(key, step)).items():
         drawn[run, step, name] = np.asarray(x)
