@@ -8,6 +8,7 @@ constant.
 
 import dataclasses
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import dp_accounting
@@ -80,9 +81,9 @@ class Mechanism:
       relation = self.sampler.default_relation
       object.__setattr__(self, "neighboring_relation", relation)
     self.sampler.sensitivity_factor(self.relation)  # raises if unsupported
-    sigma = self.noise_multiplier
-    if not isinstance(sigma, int | float):
-      return
+    if not isinstance(self.noise_multiplier, numbers.Real):
+      return  # None, traced, or an axis of a study
+    sigma = float(self.noise_multiplier)
     if not (sigma >= 0 and math.isfinite(sigma)):
       raise ValueError(
         "noise_multiplier must be >= 0 and finite, got noise_multiplier="
@@ -172,10 +173,11 @@ class Mechanism:
 
   def to_dict(self) -> dict[str, Any]:
     """The mechanism as JSON-able values."""
+    sigma = self.noise_multiplier
     return {
       "rule": self.rule.to_dict(),
       "sampler": self.sampler.to_dict(),
-      "noise_multiplier": self.noise_multiplier,
+      "noise_multiplier": None if sigma is None else float(sigma),
       "neighboring_relation": self.relation.name,
     }
 

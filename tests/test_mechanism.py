@@ -337,7 +337,7 @@ def test_a_key_that_is_closed_over_would_be_found(secret_chains):
 # What it is accounted as.
 
 
-@pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf, np.float32(-1.5)])
 def test_noise_that_is_no_number_above_zero_is_refused(sigma):
   with pytest.raises(ValueError, match=f"noise_multiplier={sigma}"):
     plain(sigma)

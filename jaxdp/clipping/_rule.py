@@ -17,6 +17,7 @@ metadata. So it crosses ``jit`` (one compile for all clip norms), stacks under
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, TypeAlias, TypeVar, dataclass_transform
 
@@ -107,15 +108,22 @@ def rule_from_dict(values: dict[str, Any]) -> ClippingRule:
 
 
 def check_positive(hint: str = "", **values: Any) -> None:
-  """Raises unless every concrete value is finite and > 0.
+  """Raises unless every concrete value is finite, > 0 and safe to square.
 
-  Traced values and array placeholders pass: a rule is rebuilt inside ``jit``
-  and ``vmap``, where its numbers were checked before.
+  A norm far below the smallest square of float32 would be under-estimated, and
+  the bound with it. Traced values and array placeholders pass: a rule is
+  rebuilt inside ``jit`` and ``vmap``, where its numbers were checked before.
   """
   for name, value in values.items():
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
       continue
-    if not (value > 0 and math.isfinite(value)):
+    number = float(value)
+    if not (number > 0 and math.isfinite(number)):
       raise ValueError(
         f"{name} must be > 0 and finite, got {name}={value}. {hint}".strip()
+      )
+    if not 1e-12 <= number <= 1e18:
+      raise ValueError(
+        f"{name} must be between 1e-12 and 1e18, where float32 can square "
+        f"norms like it, got {name}={value}. Scale the loss."
       )
