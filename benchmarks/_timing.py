@@ -133,7 +133,7 @@ def header() -> dict[str, Any]:
 
 
 def quiet() -> None:
-  """Silences the chatter of orbax."""
+  """Silences the chatter of orbax and JAX."""
   logging.set_verbosity(logging.WARNING)
 
 
