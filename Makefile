@@ -19,17 +19,14 @@ CONFIG ?= configs/digits.py
 WORKDIR ?= runs/digits
 ARGS ?=
 
-.PHONY: train test coverage slow lint format types bench clean
+.PHONY: train test slow lint format types bench clean
 
 train: $(STAMP)
 	$(BIN)/python scripts/train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
+# ARGS="--cov --cov-report=term" counts lines; JAX then traces half as fast.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
-
-# The same tests; counting lines makes tracing by JAX half as slow again.
-coverage: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov --cov-report=term $(ARGS)
 
 # pytest's status 5 says that no test is marked slow.
 slow: $(STAMP)
