@@ -101,7 +101,10 @@ def test_two_runs_from_the_operating_system_differ(finished):
   assert np.all(state.params["kernel"] != finished[0].params["kernel"])
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 3, 12])
+@pytest.mark.parametrize(
+  "steps_per_call",
+  [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 12))],
+)
 def test_steps_per_call_moves_nothing(named, steps_per_call):
   performance = jaxdp.PerformanceFlags(steps_per_call=steps_per_call)
   state, history = toy.fit(seed=5, performance=performance)
@@ -159,10 +162,13 @@ def test_a_budget_that_is_not_reached_changes_nothing(named):
 @pytest.mark.parametrize(
   "mechanism",
   [
-    toy.mechanism(noise_multiplier=0.0),
-    toy.mechanism(None, 0.0, jaxdp.clipping.no_clipping()),
+    pytest.param(toy.mechanism(noise_multiplier=0.0), id="no noise"),
+    pytest.param(
+      toy.mechanism(None, 0.0, jaxdp.clipping.no_clipping()),
+      id="no clipping",
+      marks=pytest.mark.slow,
+    ),
   ],
-  ids=["no noise", "no clipping"],
 )
 def test_what_is_not_private_has_an_infinite_epsilon(tmp_path, mechanism):
   _, history = toy.fit(tmp_path, mechanism=mechanism, num_steps=4)
@@ -194,6 +200,7 @@ def test_averaged_parameters_are_evaluated_and_released(tmp_path):
   assert np.all(released["kernel"] != state.params["kernel"])
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_finite_are_dropped():
   data = toy.dataset()
   data["x"][3, 0] = np.nan
@@ -205,6 +212,7 @@ def test_rows_that_are_not_finite_are_dropped():
   toy.assert_same(other.params, state.params)
 
 
+@pytest.mark.slow
 def test_an_optax_optimizer_with_a_schedule_goes_through():
   schedule = optax.linear_schedule(0.5, 0.1, 12)
   state, _ = toy.fit(optimizer=optax.sgd(schedule))
