@@ -47,23 +47,34 @@ def lenet(batch_size: int) -> Task:
     "fc3": _dense(rng, 84, 10),
   }
 
-  def conv(p: Any, x: jax.Array) -> jax.Array:
-    y = jax.lax.conv_general_dilated(
-      x[None],
-      p["kernel"],
-      (1, 1),
-      "VALID",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )[0]
-    return _pool(jax.nn.relu(y + p["bias"]))
-
   def loss_fn(params: Any, example: Any) -> jax.Array:
-    x = conv(params["conv2"], conv(params["conv1"], example["image"]))
+    x = example["image"]
+    for name in ("conv1", "conv2"):
+      x = _pool(jax.nn.relu(_conv(params[name], x, 1, "VALID")), 2)
     x = jax.nn.relu(_affine(params["fc1"], x.reshape(-1)))
     x = jax.nn.relu(_affine(params["fc2"], x))
     return _cross_entropy(_affine(params["fc3"], x), example["label"])
 
   return Task(loss_fn, params, _images((32, 32, 3), batch_size), batch_size)
+
+
+def tanh_cnn_reduce_window(batch_size: int) -> Task:
+  """``jaxdp.models``' tanh CNN as others write it, pooling by reduce_window."""
+  rng = np.random.default_rng(0)
+  params = {
+    "conv1": _dense(rng, 8, 8, 1, 16),
+    "conv2": _dense(rng, 4, 4, 16, 32),
+    "fc1": _dense(rng, 512, 32),
+    "fc2": _dense(rng, 32, 10),
+  }
+
+  def loss_fn(params: Any, example: Any) -> jax.Array:
+    x = jnp.tanh(_conv(params["conv1"], example["image"], 2, "SAME"))
+    x = jnp.tanh(_conv(params["conv2"], _pool(x, 1), 2, "VALID"))
+    x = jnp.tanh(_affine(params["fc1"], _pool(x, 1).reshape(-1)))
+    return _cross_entropy(_affine(params["fc2"], x), example["label"])
+
+  return Task(loss_fn, params, _images((28, 28, 1), batch_size), batch_size)
 
 
 def transformer(
@@ -120,6 +131,7 @@ def transformer(
 
 TASKS: dict[str, Callable[[int], Task]] = {
   "tanh_cnn": functools.partial(images, "tanh_cnn", (28, 28, 1)),
+  "tanh_cnn_reduce_window": tanh_cnn_reduce_window,
   "lenet": lenet,
   "transformer": transformer,
   "dp_cnn": functools.partial(images, "dp_cnn", (32, 32, 3)),
@@ -129,6 +141,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
 }
 BATCH_SIZES = {
   "tanh_cnn": 256,
+  "tanh_cnn_reduce_window": 256,
   "lenet": 256,
   "transformer": 64,
   "dp_cnn": 256,
@@ -164,10 +177,20 @@ def _norm(p: Any, x: jax.Array) -> jax.Array:
   return jax.nn.standardize(x) * p["scale"] + p["bias"]
 
 
-def _pool(x: jax.Array) -> jax.Array:
-  window = (2, 2, 1)
+def _conv(p: Any, x: jax.Array, stride: int, padding: str) -> jax.Array:
+  y = jax.lax.conv_general_dilated(
+    x[None],
+    p["kernel"],
+    (stride, stride),
+    padding,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  return y[0] + p["bias"]
+
+
+def _pool(x: jax.Array, stride: int) -> jax.Array:
   return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, window, window, "VALID"
+    x, -jnp.inf, jax.lax.max, (2, 2, 1), (stride, stride, 1), "VALID"
   )
 
 

@@ -22,7 +22,9 @@ import jaxdp
 from benchmarks import _models, _timing
 
 _MODELS = flags.DEFINE_list(
-  "models", ["tanh_cnn", "lenet", "transformer"], "Of benchmarks/_models.py."
+  "models",
+  ["tanh_cnn", "tanh_cnn_reduce_window", "lenet", "transformer"],
+  "Of benchmarks/_models.py.",
 )
 _METHOD = flags.DEFINE_string("method", "stacked", "Engine of jaxdp.")
 _MICROBATCH = flags.DEFINE_integer(

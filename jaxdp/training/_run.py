@@ -1,5 +1,6 @@
 """One run of ``fit``: resume, then for every call charge, run, report, save."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -130,12 +131,15 @@ class Run:
       self._write_ledger()
       self._save(state)
     self._since_row = [0, 0.0]  # steps and seconds
-    with _metrics.Metrics(
-      self.workdir if self._is_main else None,
-      first_step=start.step,
-      num_steps=self.num_steps,
-      progress=self.progress and self._is_main,
-    ) as metrics:
+    with (
+      _metrics.Metrics(
+        self.workdir if self._is_main else None,
+        first_step=start.step,
+        num_steps=self.num_steps,
+        progress=self.progress and self._is_main,
+      ) as metrics,
+      concurrent.futures.ThreadPoolExecutor(1) as self._accountant,
+    ):
       plan = self._plan(start.step, size)
       for call in feed.calls(plan, self._seeds.sampler_seed(incarnation)):
         state = self._do(call, state, program(), metrics)
@@ -150,38 +154,53 @@ class Run:
   ) -> TrainState:
     """Charges, runs, reports and saves the steps of one call."""
     last = call.first_step + call.num_steps
+    due = {
+      name: last % every == 0 or last == self._end
+      for name, every in self.every.items()
+    }
     program.compile(state, call)
     if self._ledger is not None:
       self._ledger.charge(call.num_steps, first_step=call.first_step)
       self._write_ledger()
+    # The accountant works while the device does.
+    epsilon = None
+    if due["log"] or due["eval"]:
+      epsilon = self._accountant.submit(self._epsilon, last)
     begin = time.perf_counter()
     state, info = program(state, call)
     jax.block_until_ready(state)
     self._since_row[0] += call.num_steps
     self._since_row[1] += time.perf_counter() - begin
     metrics.advance(call.num_steps)
-    due = {
-      name: last % every == 0 or last == self._end
-      for name, every in self.every.items()
-    }
-    if due["log"] or due["eval"]:
-      metrics.write(self._row(last, state, info, due["eval"]))
+    if epsilon is not None:
+      row = self._row(last, state, info, due["eval"], epsilon.result())
+      metrics.write(row)
     if due["save"]:
       self._save(state)
     return state
 
+  def _epsilon(self, step: int) -> float | None:
+    """Of all that is charged, which ends with this step."""
+    if self._ledger is None or self.delta is None:
+      return None
+    discretization = _FINE if step == self._end else _COARSE
+    return self._ledger.epsilon(self.delta, discretization=discretization)
+
   def _row(
-    self, step: int, state: TrainState, info: StepInfo, evaluate: bool
+    self,
+    step: int,
+    state: TrainState,
+    info: StepInfo,
+    evaluate: bool,
+    epsilon: float | None,
   ) -> dict[str, Any]:
     """What may be shown of a step, and apart from it what is sensitive."""
     num_steps, seconds = self._since_row
     self._since_row = [0, 0.0]
     rate = num_steps * self.sampler.expected_num_units / seconds
     row: dict[str, Any] = {"step": step, "examples_per_second": rate}
-    if self._ledger is not None and self.delta is not None:
-      row["epsilon"] = self._ledger.epsilon(
-        self.delta, discretization=_FINE if step == self._end else _COARSE
-      )
+    if epsilon is not None:
+      row["epsilon"] = epsilon
     if evaluate and self.eval_fn is not None:
       row.update(self.eval_fn(released_params(state)))
     row["update_norm"] = float(info.update_norm[-1])
@@ -199,7 +218,7 @@ class Run:
     # A divisor of every mark, so that one program serves nearly all calls.
     marks = self._marks()
     size = math.gcd(*marks) if marks else self.num_steps
-    limit = min(128, feed.max_steps_per_call())
+    limit = min(256, feed.max_steps_per_call())
     return max(d for d in range(1, limit + 1) if size % d == 0)
 
   def _marks(self) -> list[int]:
