@@ -17,6 +17,7 @@ CIFAR = (32, 32, 3)
 # and stems, and fewer of them.
 SMALL = {
   "mlp": ((4, 4, 1), {"hidden": [8]}),
+  "random_features": ((4, 4, 1), {"num_features": 8}),
   "tanh_cnn": ((14, 14, 1), {}),
   "dp_cnn": ((8, 8, 3), {"hidden": 8}),
   "resnet10": ((16, 16, 3), {}),
@@ -68,6 +69,8 @@ def batch_of(name, num_rows=3, seed=0):
 COUNTS = [
   # By hand: 64 * 128 + 128 + 128 * 10 + 10.
   ("mlp", (8, 8, 1), 10, {}, 9_610),
+  # 2,000 * 10, no bias; the features are no parameters.
+  ("random_features", (8, 8, 1), 10, {}, 20_000),
   # Conv 1,040 + 8,224, dense 16,416 + 330: the tutorials' model summary.
   ("tanh_cnn", (28, 28, 1), 10, {}, 26_010),
   # arXiv:2411.02051's published runs, also the ResNets and the LSTM.
@@ -344,6 +347,27 @@ def test_frozen_embedding_is_public_and_no_parameter():
   )
 
 
+def test_random_features_have_the_inner_products_of_a_gaussian_kernel():
+  features, width, bandwidth = 4000, 6, 0.7
+  _, apply_fn = models.create(
+    "random_features",
+    seed=0,
+    num_classes=features,
+    input_shape=(width,),
+    num_features=features,
+    bandwidth=bandwidth,
+  )
+  x = np.random.default_rng(0).standard_normal((5, width))
+  params = {"head": {"kernel": np.eye(features, dtype=np.float32)}}
+  phi = jax.vmap(apply_fn, (None, 0))(params, x.astype(np.float32))
+  x = x - x.mean(1, keepdims=True)
+  x = x / np.linalg.norm(x, axis=1, keepdims=True)
+  distance2 = np.sum((x[:, None] - x[None]) ** 2, axis=-1)
+  kernel = np.exp(-distance2 / (2 * bandwidth**2))
+  # The mean of 4,000 products with a standard deviation of at most 1.
+  np.testing.assert_allclose(phi @ phi.T, kernel, atol=5 / np.sqrt(features))
+
+
 # Seed 0 of NumPy's default generator: the same for every model and seed.
 PUBLIC_TABLE = [1.1176220178604126, -1.3871248960494995]
 
@@ -457,7 +481,7 @@ def test_mlp_learns_the_digits():
 
 def test_unknown_names_and_options_list_the_known_ones():
   options = {"seed": 0, "num_classes": 10, "input_shape": CIFAR}
-  with pytest.raises(ValueError, match=r"mlp, tanh_cnn, .* got 'resnet50'"):
+  with pytest.raises(ValueError, match=r"mlp, random_.* got 'resnet50'"):
     models.create("resnet50", **options)
   with pytest.raises(TypeError, match="no option groups; it has num_groups, s"):
     models.create("resnet18", groups=3, **options)
@@ -473,6 +497,7 @@ def test_unknown_names_and_options_list_the_known_ones():
   "name, input_shape, options, message",
   [
     ("tanh_cnn", (8, 8, 1), {}, "at least 13x13"),
+    ("random_features", (8, 8, 1), {"bandwidth": 0}, "bandwidth must be > 0"),
     ("dp_cnn", (4, 32, 3), {}, "at least 8x8"),
     ("dp_cnn", (3072,), {}, r"\(height, width, channels\), got \(3072,\)"),
     ("lstm", CIFAR, {}, r"must be \(length,\)"),

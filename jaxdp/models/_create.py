@@ -15,6 +15,7 @@ from jaxdp.models import (
   _init,
   _lstm,
   _mlp,
+  _random_features,
   _resnet,
   _tanh_cnn,
   _vit,
@@ -27,6 +28,7 @@ ApplyFn = Callable[[Params, jax.Array], jax.Array]
 # A class, and the arguments that its name stands for.
 _MODELS: dict[str, tuple[type[nnx.Module], tuple[int, ...]]] = {
   "mlp": (_mlp.MLP, ()),
+  "random_features": (_random_features.RandomFeatures, ()),
   "tanh_cnn": (_tanh_cnn.TanhCNN, ()),
   "dp_cnn": (_dp_cnn.DPCNN, ()),
   "resnet18": (_resnet.ResNet, (18,)),
@@ -69,6 +71,7 @@ def create(
 
       ====================== ================================================
       mlp                    hidden=(128,), activation="tanh"
+      random_features        num_features=2000, bandwidth=0.5
       tanh_cnn               activation="tanh"
       dp_cnn                 activation="tanh", hidden=128
       resnet18, resnet34     stem="imagenet" | "cifar", num_groups=32,
