@@ -167,7 +167,7 @@ def start(workdir, processes, index, port, devices):
     "--config.training.log_every=4",
     "--config.training.eval_every=4",
     "--config.training.ema_decay=0.5",
-    "--config.model.hidden=(16,)",
+    "--config.model.num_features=100",
     "--config.sampler.expected_batch_size=32",
     "--config.privacy.target_epsilon=None",
     "--config.privacy.max_epsilon=None",

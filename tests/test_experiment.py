@@ -25,9 +25,9 @@ def config_of(name="digits", **changes):
 
 
 def small(**changes):
-  """Digits in a few seconds: a linear model, closed-form accounting."""
+  """Digits in a few seconds: few features, closed-form accounting."""
   changes = {
-    "model__hidden": (),
+    "model__num_features": 100,
     "privacy__target_epsilon": None,
     "privacy__max_epsilon": None,
     "privacy__noise_multiplier": 20.0,
