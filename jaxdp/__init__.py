@@ -23,6 +23,7 @@ from jaxdp.per_example import (
   partition_params,
   per_example_grads,
 )
+from jaxdp.public_batch import PublicBatch, public_norms
 from jaxdp.training import PerformanceFlags, fit, make_train_step
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
   "PerExampleGrads",
   "PerformanceFlags",
   "PrivacyStatement",
+  "PublicBatch",
   "accounting",
   "calibrate_batch_size",
   "calibrate_noise",
@@ -45,6 +47,7 @@ __all__ = [
   "optimizers",
   "partition_params",
   "per_example_grads",
+  "public_norms",
   "sampling",
   "sum_examples",
   "training",

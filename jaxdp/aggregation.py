@@ -175,15 +175,16 @@ def clip_per_example(rule: ClippingRule) -> optax.GradientTransformation:
   padding) and hands on what ``sum_examples`` takes.
 
   Args:
-    rule: one whose state never moves; an adaptive rule raises.
+    rule: one whose state never moves; others raise.
 
   Guarantees:
     See the rule. Nothing here is private before ``mechanism.privatize``.
   """
   if rule.adaptive:
     raise ValueError(
-      f"{type(rule).__name__} moves its thresholds with what is released, "
-      "which this stage never sees. Use mechanism.aggregate(key)."
+      f"{type(rule).__name__} moves its thresholds, and the release must see "
+      "the same ones as this stage. Use mechanism.aggregate(key), whose one "
+      "state holds them."
     )
 
   def init_fn(params: PyTree) -> Any:
@@ -244,7 +245,7 @@ def clipped_sum(
   Returns:
     ``fn(params, batch, is_padding_example=None, rule_state=None, key=None)``,
     which returns ``(ClippedSum, ClipInfo)``. ``rule_state`` may be left out for
-    rules that are not adaptive; ``key`` is one key, or one a unit.
+    rules whose state never moves; ``key`` is one key, or one a unit.
 
   Guarantees:
     The sum has the rule's bound for every unit. Microbatches of padding alone
@@ -281,7 +282,7 @@ def clipped_sum(
     if state is None:
       if rule.adaptive:
         raise ValueError(
-          f"{type(rule).__name__} is adaptive: pass "
+          f"{type(rule).__name__} has a state that moves: pass "
           "rule_state=mechanism_state.rule_state."
         )
       state = rule.init(per_example.partition_params(params, trainable)[0])

@@ -203,10 +203,23 @@ class Mechanism:
     rule_state = self.rule.init(params)
     return MechanismState(
       jnp.zeros((), jnp.int32),
-      noise.key_data(key),
+      jnp.array(noise.key_data(key)),  # a copy, as steps may donate the state
       rule_state,
       self.stddev(rule_state),
     )
+
+  def refresh(
+    self, state: MechanismState, public_norms: Float[Array, " groups"]
+  ) -> MechanismState:
+    """The state with the rule's scales moved to those of a public batch.
+
+    Args:
+      state: of this mechanism.
+      public_norms: from ``jaxdp.public_norms``, at the current parameters. They
+        must come from data that needs no protection.
+    """
+    rule_state = self.rule.refresh(state.rule_state, public_norms)
+    return state._replace(rule_state=rule_state, stddev=self.stddev(rule_state))
 
   def release(
     self, summed: ClippedSum, state: MechanismState

@@ -36,6 +36,11 @@ class Row:
 _per_layer = functools.partial(clipping.per_layer, 0.8)
 _groupwise = functools.partial(clipping.groupwise, {"head": 0.3, ".*": 0.7})
 
+_alc = functools.partial(clipping.adaptive_layerwise, 0.7)
+_quantile = functools.partial(
+  clipping.adaptive_quantile, 0.7, noise_allocation="weighted"
+)
+
 ROWS = (
   Row("flat", "", lambda: clipping.flat(0.7)),
   Row("flat", "tiny", lambda: clipping.flat(1e-6)),
@@ -48,6 +53,17 @@ ROWS = (
   Row("groupwise", "", _groupwise),
   Row("groupwise", "equal", lambda: _groupwise(noise_allocation="equal")),
   Row("groupwise", "weighted", lambda: _groupwise(noise_allocation="weighted")),
+  Row("automatic", "", lambda: clipping.automatic(0.7)),
+  Row("automatic", "AUTO-V", lambda: clipping.automatic(0.7, gamma=0.0)),
+  Row("psac", "", lambda: clipping.psac(0.7)),
+  Row("psasc", "", lambda: clipping.psasc(0.7, r=0.1, s=0.5)),
+  Row("psasc", "steep", lambda: clipping.psasc(0.7, r=2.0, s=4.0)),
+  Row("adaptive_layerwise", "", lambda: clipping.adaptive_layerwise(0.7)),
+  Row("adaptive_layerwise", "one", lambda: _alc(num_clusters=1)),
+  Row("adaptive_layerwise", "sum", lambda: _alc(normalizer="sum")),
+  Row("preconditioned", "", lambda: clipping.preconditioned(0.7)),
+  Row("adaptive_quantile", "", lambda: clipping.adaptive_quantile(0.7)),
+  Row("adaptive_quantile", "layer", lambda: _quantile(by="layer")),
   Row("no_clipping", "", clipping.no_clipping),
 )
 

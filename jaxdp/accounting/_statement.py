@@ -42,8 +42,8 @@ _ASSUMPTIONS = (
   "Seed secrecy: nobody who sees the result knows the seeds of the sampler and "
   "the noise, and they serve no other run. The generators are taken as "
   "random.",
-  "Preprocessing is public: constants, vocabulary, class weights, masks and "
-  "pretrained parameters do not depend on the private data.",
+  "Preprocessing is public: constants, vocabulary, class weights, masks, "
+  "public batches and pretrained parameters do not depend on the private data.",
   "Floating point: the proof is for real numbers. Noise is drawn with exact "
   "tails and added in float32; the gap to the reals is not charged.",
   "The number of examples is public.",

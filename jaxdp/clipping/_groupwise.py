@@ -8,7 +8,7 @@ this is 1; mu is then 1 / noise_multiplier for each of them (METHODS: He et al.
 
 import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class GroupState(NamedTuple):
 
 def group_state(
   l2_clip_norms: Float[Array, " groups"],
-  dims: tuple[int, ...],
+  dims: Sequence[int] | Float[Array, " groups"],
   allocation: Allocation,
 ) -> GroupState:
   """Noise shape of groups with these bounds and numbers of parameters."""
@@ -43,7 +43,8 @@ def group_state(
   return GroupState(radii, shape * jnp.linalg.norm(radii / shape))
 
 
-def _check_allocation(allocation: str) -> None:
+def check_allocation(allocation: str) -> None:
+  """Raises for a name that is no noise allocation."""
   if allocation not in get_args(Allocation):
     raise ValueError(
       f"noise_allocation must be one of {get_args(Allocation)}, got "
@@ -72,7 +73,7 @@ class PerLayer(_GroupClipping):
 
   def __post_init__(self) -> None:
     _rule.check_positive(l2_clip_norm=self.l2_clip_norm)
-    _check_allocation(self.noise_allocation)
+    check_allocation(self.noise_allocation)
     if self.by not in ("layer", "tensor"):
       raise ValueError(f"by must be 'layer' or 'tensor', got by={self.by!r}.")
 
@@ -139,7 +140,7 @@ class Groupwise(_GroupClipping):
     # A plain JSON list must compare equal to what was written.
     object.__setattr__(self, "patterns", tuple(self.patterns))
     object.__setattr__(self, "l2_clip_norms", tuple(self.l2_clip_norms))
-    _check_allocation(self.noise_allocation)
+    check_allocation(self.noise_allocation)
     if not self.patterns:
       raise ValueError(
         "l2_clip_norms is empty. Give at least one pattern, such as "

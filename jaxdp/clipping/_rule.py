@@ -39,8 +39,10 @@ class ClippingRule:
   # Static: no state and no data ever moves it. All units live in noise_shape,
   # so that it is 1, except for the rule that bounds nothing (infinity).
   bound: ClassVar[float] = 1.0
-  # Whether ``update`` does something: such rules need the mechanism's state.
+  # Whether the state moves: such rules need the mechanism's.
   adaptive: ClassVar[bool] = False
+  # Whether ``refresh`` moves it: then a public batch is needed.
+  needs_public_norms: ClassVar[bool] = False
 
   def group(self, path: str) -> Hashable:
     """The group of the leaf with this name (``layers/0/kernel``)."""
@@ -76,6 +78,13 @@ class ClippingRule:
     del noisy_statistic
     return state
 
+  def refresh(
+    self, state: State, public_norms: Float[Array, " groups"]
+  ) -> State:
+    """The next state, from mean norms by group over a public batch."""
+    del public_norms
+    return state
+
   def to_dict(self) -> dict[str, Any]:
     """The rule as JSON-able values; ``rule_from_dict`` reads it."""
     fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -83,7 +92,7 @@ class ClippingRule:
 
 
 def _plain(x: Any) -> Any:
-  return x if isinstance(x, str | bool | int | float) else float(x)
+  return x if isinstance(x, str | bool | int | float | None) else float(x)
 
 
 @dataclass_transform(frozen_default=True)

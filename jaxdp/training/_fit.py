@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from jaxdp import per_example
 from jaxdp.mechanism import Mechanism
+from jaxdp.public_batch import PublicBatch
 from jaxdp.sampling import Sampler
 from jaxdp.training import _feed
 from jaxdp.training._run import History, PerformanceFlags, Run
@@ -36,6 +37,7 @@ def fit(
   trainable: per_example.Trainable = None,
   has_aux: bool = False,
   has_key: bool = False,
+  public_batch: PublicBatch | None = None,
   ema_decay: float | None = None,
   eval_fn: Callable[[PyTree], dict[str, float]] | None = None,
   eval_every: int | None = None,
@@ -67,6 +69,7 @@ def fit(
     trainable: which leaves train, see ``jaxdp.partition_params``.
     has_aux: the loss returns ``(loss, aux)``.
     has_key: the loss takes a key of its example, as third argument.
+    public_batch: for rules that follow public data, see ``make_train_step``.
     ema_decay: evaluate and release averaged parameters, see
       ``make_train_step``.
     eval_fn: ``eval_fn(params) -> {name: number}`` on data that may be shown.
@@ -117,6 +120,7 @@ def fit(
     trainable=trainable,
     has_aux=has_aux,
     has_key=has_key,
+    public_batch=public_batch,
     ema_decay=ema_decay,
     mesh=performance.mesh,
     diagnostics=diagnostics,

@@ -15,10 +15,13 @@ from jaxdp.aggregation import ClipInfo, clipped_sum
 from jaxdp.clipping import ClippingRule
 from jaxdp.mechanism import Mechanism
 from jaxdp.noise import key_data
+from jaxdp.public_batch import PublicBatch, public_norms
 from jaxdp.training import _sharding
 
 # Keys of noise are fold_in(key, step) with step < 2^31; this one is apart.
 _EXAMPLE_STREAM = 0xFFFFFFFF
+# Keys of examples are fold_in(example_key, step); that of public ones is apart.
+_PUBLIC_STREAM = 0xFFFFFFFF
 
 
 class TrainState(NamedTuple):
@@ -87,6 +90,7 @@ def make_train_step(
   trainable: per_example.Trainable = None,
   has_aux: bool = False,
   has_key: bool = False,
+  public_batch: PublicBatch | None = None,
   ema_decay: float | None = None,
   mesh: Mesh | None = None,
   diagnostics: bool = False,
@@ -104,6 +108,7 @@ def make_train_step(
     trainable: which leaves train, see ``jaxdp.partition_params``.
     has_aux: the loss returns ``(loss, aux)``.
     has_key: the loss takes a key of its example, as third argument.
+    public_batch: for rules that follow public data, and only for those.
     ema_decay: decay of an exponential average of the parameters, warmed up as
       min(decay, (1 + t) / (10 + t)); None for none.
     mesh: devices to share the rows among, see ``data_mesh``.
@@ -126,6 +131,9 @@ def make_train_step(
     mechanism.sigma  # noqa: B018  raises with the remedy
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+  refresh = _refresh(
+    loss_fn, mechanism, public_batch, method, trainable, has_aux, has_key
+  )
   optimizer = optax.with_extra_args_support(optimizer)
   shards = _sharding.num_shards(mesh)
 
@@ -166,6 +174,7 @@ def make_train_step(
   def run(
     state: TrainState, data: PyTree, rows: PyTree, mask: Any
   ) -> tuple[TrainState, StepInfo]:
+    state = refresh(state)
     trained, frozen = per_example.partition_params(state.params, trainable)
     keys = None
     if has_key:
@@ -204,6 +213,55 @@ def make_train_step(
     lambda state, batch, mask: run(state, None, batch, mask), donate_argnums=0
   )
   return TrainStep(init, mechanism, run, jitted)
+
+
+def _refresh(
+  loss_fn: Callable,
+  mechanism: Mechanism | None,
+  public_batch: PublicBatch | None,
+  method: per_example.Method,
+  trainable: per_example.Trainable,
+  has_aux: bool,
+  has_key: bool,
+) -> Callable[[TrainState], TrainState]:
+  """What looks at the public batch, in the steps that are due."""
+  needed = mechanism is not None and mechanism.rule.needs_public_norms
+  if needed != (public_batch is not None):
+    name = "training" if mechanism is None else type(mechanism.rule).__name__
+    raise ValueError(
+      f"{name} follows public data: pass public_batch=jaxdp.PublicBatch("
+      "examples, every=...), with examples that are not in the private data."
+      if needed
+      else f"public_batch is of no use to {name}. Leave it out, or use "
+      "clipping.adaptive_layerwise or clipping.preconditioned."
+    )
+  if mechanism is None or public_batch is None:
+    return lambda state: state
+  examples, every = public_batch
+  if every < 1:
+    raise ValueError(f"PublicBatch.every must be >= 1, got {every}.")
+  norms_fn = public_norms(
+    loss_fn,
+    mechanism.rule,
+    method=method,
+    trainable=trainable,
+    has_aux=has_aux,
+    has_key=has_key,
+  )
+
+  def look(state: TrainState) -> Any:
+    key = jax.random.wrap_key_data(state.example_key, impl="threefry2x32")
+    key = jax.random.fold_in(key, jnp.uint32(_PUBLIC_STREAM))
+    norms = norms_fn(state.params, examples, key)
+    return mechanism.refresh(state.mechanism_state, norms)
+
+  def fun(state: TrainState) -> TrainState:
+    mechanism_state = jax.lax.cond(
+      state.step % every == 0, look, lambda state: state.mechanism_state, state
+    )
+    return state._replace(mechanism_state=mechanism_state)
+
+  return fun
 
 
 def _fetch(data: PyTree, rows: PyTree) -> PyTree:
