@@ -7,7 +7,15 @@ Start with ``Mechanism``, then ``fit`` or ``Mechanism.aggregate``.
 
 from dp_accounting import NeighboringRelation
 
-from jaxdp import accounting, clipping, noise, optimizers, sampling, training
+from jaxdp import (
+  accounting,
+  clipping,
+  noise,
+  optimizers,
+  sampling,
+  training,
+  units,
+)
 from jaxdp._version import __version__
 from jaxdp.accounting import (
   PrivacyStatement,
@@ -51,5 +59,6 @@ __all__ = [
   "sampling",
   "sum_examples",
   "training",
+  "units",
   "__version__",
 ]

@@ -12,6 +12,7 @@ from scipy import stats
 
 from jaxdp import accounting, sampling
 from jaxdp.sampling import (
+  Buckets,
   FixedSize,
   FullBatch,
   NeighboringRelation,
@@ -39,8 +40,16 @@ SAMPLERS: dict[str, Any] = {
   "shuffled": Shuffled(num_examples=100, batch_size=30),
   "shuffled-even": Shuffled(num_examples=90, batch_size=30),
   "full-batch": FullBatch(num_examples=100),
+  "buckets": Buckets(num_examples=100, expected_batch_size=20, num_buckets=4),
 }
-SEEDED = ["poisson", "poisson-cut", "poisson-uncut", "fixed-size", "shuffled"]
+SEEDED = [
+  "poisson",
+  "poisson-cut",
+  "poisson-uncut",
+  "fixed-size",
+  "shuffled",
+  "buckets",
+]
 
 every_sampler = pytest.mark.parametrize(
   "sampler", SAMPLERS.values(), ids=SAMPLERS.keys()
@@ -70,8 +79,8 @@ def inclusion(sampler, num_steps, seed=2024):
 def test_a_batch_has_the_static_shape_and_types(sampler):
   for step in range(5):
     batch = sampler.sample(3, step)
-    assert batch.indices.shape == (sampler.batch_size,)
-    assert batch.is_padding_example.shape == (sampler.batch_size,)
+    shape = (sampler.batch_size, *sampler.unit_shape)
+    assert batch.indices.shape == batch.is_padding_example.shape == shape
     assert batch.indices.dtype == np.int32
     assert batch.is_padding_example.dtype == np.bool_
 
@@ -123,7 +132,7 @@ def test_sampling_is_the_same_in_every_thread(sampler):
 def test_other_seeds_and_other_steps_give_other_batches(sampler):
   seeds = [0, 1, 2**64, 2**64 + 1, 2**128 - 1]
   batches = [
-    tuple(sampler.sample(seed, step).indices)
+    sampler.sample(seed, step).indices.tobytes()
     for seed in seeds
     for step in (0, 1, 2, 2**40)
   ]
@@ -374,6 +383,7 @@ TABLE = {
     ZERO_OUT: ("pld", 1),
     REPLACE_ONE: ("pld", 2),
   },
+  "buckets": {ADD_OR_REMOVE_ONE: ("pld", 2), ZERO_OUT: ("pld", 2)},
   "fixed-size": {REPLACE_ONE: ("rdp", 2)},
   "shuffled": {ZERO_OUT: ("gdp", 1), REPLACE_ONE: ("gdp", 2)},
   "full-batch": {

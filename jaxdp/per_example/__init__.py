@@ -10,7 +10,7 @@ from jaxdp.per_example._api import (
   unit_keys,
   value_and_per_example_grads,
 )
-from jaxdp.per_example._batch import check_mask, num_units
+from jaxdp.per_example._batch import check_mask, num_units, zero_rows
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._trainable import (
   Trainable,
@@ -29,4 +29,5 @@ __all__ = [
   "per_example_grads",
   "unit_keys",
   "value_and_per_example_grads",
+  "zero_rows",
 ]

@@ -6,6 +6,7 @@
 | ``FixedSize`` | refused | refused | RDP |
 | ``Shuffled`` | refused | exact, by epochs | exact, by epochs |
 | ``FullBatch`` | exact | exact | exact |
+| ``Buckets`` | PLD | PLD | refused |
 
 Zero-out is ``NeighboringRelation.REPLACE_SPECIAL``. Under every relation the
 noise multiplier is the noise's standard deviation over the sensitivity of the
@@ -15,6 +16,7 @@ made here and nowhere else.
 
 from dp_accounting import NeighboringRelation
 
+from jaxdp.sampling._buckets import Buckets
 from jaxdp.sampling._fixed_size import FixedSize
 from jaxdp.sampling._full_batch import FullBatch
 from jaxdp.sampling._poisson import Poisson
@@ -28,6 +30,7 @@ from jaxdp.sampling._shuffled import Shuffled
 
 __all__ = [
   "Batch",
+  "Buckets",
   "FixedSize",
   "FullBatch",
   "NeighboringRelation",

@@ -35,8 +35,9 @@ _WORD = (1 << 64) - 1
 class Batch(NamedTuple):
   """Rows of the data set for one step; ``sample_many`` adds a leading axis."""
 
-  indices: np.ndarray  # shape=(batch_size,), dtype=int32; padding rows hold 0
-  is_padding_example: np.ndarray  # shape=(batch_size,), bool; True = not real
+  # Both shape=(batch_size, *unit_shape).
+  indices: np.ndarray  # int32; padding rows hold 0
+  is_padding_example: np.ndarray  # bool; True = not real
 
 
 class Sampler(Protocol):
@@ -59,7 +60,11 @@ class Sampler(Protocol):
 
   @property
   def batch_size(self) -> int:
-    """Rows of every batch: the static shape, padding included."""
+    """Units of every batch: the static shape, padding included."""
+
+  @property
+  def unit_shape(self) -> tuple[int, ...]:
+    """() if a unit is one row; (capacity,) if it has places for several."""
 
   @property
   def expected_num_units(self) -> float:
@@ -116,6 +121,10 @@ class SamplerBase:
   privacy_unit: ClassVar[str] = "example"
   # Why a relation is missing, for the error that says so.
   refusals: ClassVar[Mapping[NeighboringRelation, str]] = {}
+
+  @property
+  def unit_shape(self) -> tuple[int, ...]:
+    return ()
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
     super().__init_subclass__(**kwargs)

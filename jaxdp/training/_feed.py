@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +45,7 @@ class Call(NamedTuple):
   first_step: int
   num_steps: int
   rows: PyTree  # leaves [steps, rows, ...]: indices, or the batches themselves
-  mask: Any  # bool [steps, rows]
+  mask: Any  # bool [steps, rows, *unit_shape]
 
 
 class Feed:
@@ -90,7 +91,8 @@ class Feed:
     if not self.streams:
       return 1 << 30
     row = _num_bytes(self._example)
-    return max(1, _STREAM_BYTES // (row * self._sampler.batch_size))
+    rows = self._sampler.batch_size * math.prod(self._sampler.unit_shape)
+    return max(1, _STREAM_BYTES // (row * rows))
 
   def shapes(self, num_steps: int) -> tuple[PyTree, Any]:
     """Shapes, dtypes and sharding of a call's rows and mask."""
@@ -99,7 +101,7 @@ class Feed:
 
     def abstract(x: Any) -> jax.ShapeDtypeStruct:
       dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-      shape = (num_steps, units, *x.shape[1:])
+      shape = (num_steps, units, *self._sampler.unit_shape, *x.shape[1:])
       return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     rows = self._example if self.streams else np.zeros(1, np.int32)
@@ -118,8 +120,9 @@ class Feed:
 
   def _call(self, first_step: int, num_steps: int, seed: int) -> Call:
     batch = self._sampler.sample_many(seed, first_step, num_steps)
-    rows = _sharding.lay_out(batch.indices, self._shards, 0)
-    mask = _sharding.lay_out(batch.is_padding_example, self._shards, True)
+    rows = _sharding.lay_out(batch.indices, self._shards, 0, axis=1)
+    mask = batch.is_padding_example
+    mask = _sharding.lay_out(mask, self._shards, True, axis=1)
     if self.streams:
       batches = [self._read(indices) for indices in rows]
       rows = jax.tree.map(lambda *x: np.stack(x), *batches)
@@ -131,9 +134,10 @@ class Feed:
     return first_row(self._dataset)
 
   def _read(self, indices: np.ndarray) -> PyTree:
-    if _is_reader(self._dataset):
-      return self._dataset[indices]
-    return jax.tree.map(lambda x: x[indices], self._dataset)
+    if not _is_reader(self._dataset):
+      return jax.tree.map(lambda x: x[indices], self._dataset)
+    rows = self._dataset[indices.ravel()]
+    return jax.tree.map(lambda x: x.reshape(*indices.shape, *x.shape[1:]), rows)
 
 
 def _is_reader(dataset: Any) -> bool:

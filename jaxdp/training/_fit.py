@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxdp import per_example
+from jaxdp import per_example, units
 from jaxdp.mechanism import Mechanism
 from jaxdp.public_batch import PublicBatch
 from jaxdp.sampling import Sampler
@@ -110,7 +111,7 @@ def fit(
   )
   sampler = _validate(mechanism, sampler, delta, max_epsilon)
   sampler.check(_feed.num_rows(dataset))
-  _check_loss(loss_fn, params, dataset, trainable, has_aux, has_key)
+  _check_loss(loss_fn, params, dataset, sampler, trainable, has_aux, has_key)
   step = make_train_step(
     loss_fn,
     mechanism,
@@ -162,16 +163,23 @@ def _check_loss(
   loss_fn: Callable,
   params: PyTree,
   dataset: PyTree | _feed.Reader,
+  sampler: Sampler,
   trainable: per_example.Trainable,
   has_aux: bool,
   has_key: bool,
 ) -> None:
-  """Traces the gradient of one example, which raises if it is not right."""
+  """Traces the gradient of one unit, which raises if it is not right."""
   grads_fn = per_example.per_example_grads(
     loss_fn, "stacked", trainable=trainable, has_aux=has_aux, has_key=has_key
   )
   key = jax.random.key(0, impl="threefry2x32") if has_key else None
   batch = _feed.first_row(dataset)
+  if sampler.unit_shape:
+    shape = (1, *sampler.unit_shape)
+    batch = units.Records(
+      jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *x.shape[1:])), batch),
+      jnp.zeros(shape, bool),
+    )
   jax.eval_shape(lambda p, b: grads_fn(p, b, key=key), params, batch)
 
 

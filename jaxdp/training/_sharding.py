@@ -44,18 +44,22 @@ def padded_rows(batch_size: int, shards: int) -> int:
   return -(-batch_size // shards) * shards
 
 
-def lay_out(rows: np.ndarray, shards: int, fill: Any) -> np.ndarray:
-  """Deals the last axis out to devices in turn, so that padding is shared.
+def lay_out(
+  rows: np.ndarray, shards: int, fill: Any, axis: int = 0
+) -> np.ndarray:
+  """Deals an axis out to devices in turn, so that padding is shared.
 
   A sampler's padding stands at the end of a batch. Device d gets rows d, d + D,
   d + 2 D, ...: equal work, with the padding last on each, where microbatches
   of padding alone are skipped.
   """
+  rows = np.moveaxis(rows, axis, -1)
   missing = padded_rows(rows.shape[-1], shards) - rows.shape[-1]
   widths = [(0, 0)] * (rows.ndim - 1) + [(0, missing)]
   rows = np.pad(rows, widths, constant_values=fill)
   dealt = rows.reshape(*rows.shape[:-1], -1, shards)
-  return np.swapaxes(dealt, -1, -2).reshape(rows.shape)
+  dealt = np.swapaxes(dealt, -1, -2).reshape(rows.shape)
+  return np.moveaxis(dealt, -1, axis)
 
 
 def positions(rows: int, shards: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp import per_example
+from jaxdp import per_example, units
 from jaxdp.aggregation import ClipInfo, clipped_sum
 from jaxdp.clipping import ClippingRule
 from jaxdp.mechanism import Mechanism
@@ -74,7 +74,7 @@ class TrainStep:
     self,
     state: TrainState,
     batch: PyTree,
-    is_padding_example: Bool[Array, " units"] | None = None,
+    is_padding_example: Bool[Array, "units ..."] | None = None,
   ) -> tuple[TrainState, StepInfo]:
     """Runs one step; ``state`` is donated."""
     return self.jitted(state, batch, is_padding_example)
@@ -264,11 +264,27 @@ def _refresh(
   return fun
 
 
-def _fetch(data: PyTree, rows: PyTree) -> PyTree:
-  """The batch: ``rows`` itself, or those rows of data that is on the device."""
-  if data is None:
-    return rows
-  return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)
+def _fetch(data: PyTree, rows: PyTree, mask: Any) -> tuple[PyTree, Any]:
+  """The units and their mask: ``rows``, or those of data on the device.
+
+  A mask with a second axis speaks of the records of a unit. What stands in for
+  a missing one belongs to somebody, and is put away before anyone looks.
+  """
+  if data is not None:
+    rows = jax.tree.map(
+      lambda x: x.at[rows].get(mode="promise_in_bounds"), data
+    )
+  unit_mask = _unit_mask(mask)
+  if unit_mask is mask:
+    return rows, mask
+  put_away = jax.vmap(per_example.zero_rows)
+  rows = jax.tree.map(lambda x: put_away(mask, x), rows)
+  return units.Records(rows, mask), unit_mask
+
+
+def _unit_mask(mask: Any) -> Any:
+  """Which units have no record at all."""
+  return mask if mask is None or mask.ndim < 2 else jnp.all(mask, axis=1)
 
 
 def _release(
@@ -282,7 +298,8 @@ def _release(
     params: PyTree, data: PyTree, rows: PyTree, mask: Any, rule_state: Any,
     keys: Any,
   ) -> Any:  # fmt: skip
-    return sum_fn(params, _fetch(data, rows), mask, rule_state, keys)
+    batch, mask = _fetch(data, rows, mask)
+    return sum_fn(params, batch, mask, rule_state, keys)
 
   over_devices = _sharding.sum_over_devices(local, mesh)
 
@@ -298,7 +315,9 @@ def _release(
       summed = dataclasses.replace(summed, num_units=sampler.batch_size)
     mean, mechanism_state = mechanism.release(summed, state.mechanism_state)
     sensitive = (
-      _sensitive(rule, rule_state, info, mask) if diagnostics else None
+      _sensitive(rule, rule_state, info, _unit_mask(mask))
+      if diagnostics
+      else None
     )
     return mean, mechanism_state, sensitive
 
@@ -318,9 +337,9 @@ def _mean_grad(
     state: TrainState, data: PyTree, rows: PyTree, mask: Any, keys: Any
   ) -> tuple[PyTree, Any, SensitiveInfo]:
     rows, mask, keys = _sharding.split_rows(mesh, (rows, mask, keys))
-    batch = _fetch(data, rows)
-    units = per_example.num_units(batch)
-    mask = jnp.zeros(units, bool) if mask is None else mask
+    batch, mask = _fetch(data, rows, mask)
+    if mask is None:
+      mask = jnp.zeros(per_example.num_units(batch), bool)
     count = jnp.maximum(jnp.sum(~mask), 1).astype(jnp.float32)
     trained, frozen = per_example.partition_params(state.params, trainable)
 
@@ -352,8 +371,7 @@ def _mean_grad(
 def _sensitive(
   rule: ClippingRule, rule_state: Any, info: ClipInfo, mask: Any
 ) -> SensitiveInfo:
-  units = info.loss.shape[0]
-  real = jnp.ones(units, bool) if mask is None else ~mask
+  real = jnp.ones(len(info.loss), bool) if mask is None else ~mask
   finite = jnp.all(jnp.isfinite(info.norms), axis=0)
   used = real & finite
   count = jnp.maximum(jnp.sum(used), 1).astype(jnp.float32)
