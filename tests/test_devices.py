@@ -217,7 +217,11 @@ def released(workdir):
   from jaxdp import models
 
   like, _ = models.create(
-    "mlp", seed=0, num_classes=10, input_shape=(8, 8, 1), hidden=(16,)
+    "random_features",
+    seed=0,
+    num_classes=10,
+    input_shape=(8, 8, 1),
+    num_features=100,
   )
   return training.load_release(workdir, like)
 
