@@ -24,6 +24,7 @@ from jaxdp.accounting import (
   calibrate_steps,
 )
 from jaxdp.aggregation import clip_per_example, clipped_sum, sum_examples
+from jaxdp.inner_momentum import InnerMomentum
 from jaxdp.mechanism import Mechanism
 from jaxdp.per_example import (
   PerExampleGrads,
@@ -35,6 +36,7 @@ from jaxdp.public_batch import PublicBatch, public_norms
 from jaxdp.training import PerformanceFlags, fit, make_train_step
 
 __all__ = [
+  "InnerMomentum",
   "Mechanism",
   "NeighboringRelation",
   "PerExampleGrads",

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import PyTree
 
 from jaxdp import per_example, units
+from jaxdp.inner_momentum import InnerMomentum
 from jaxdp.mechanism import Mechanism
 from jaxdp.public_batch import PublicBatch
 from jaxdp.sampling import Sampler
@@ -39,6 +40,7 @@ def fit(
   has_aux: bool = False,
   has_key: bool = False,
   public_batch: PublicBatch | None = None,
+  inner_momentum: InnerMomentum | None = None,
   ema_decay: float | None = None,
   eval_fn: Callable[[PyTree], dict[str, float]] | None = None,
   eval_every: int | None = None,
@@ -71,6 +73,7 @@ def fit(
     has_aux: the loss returns ``(loss, aux)``.
     has_key: the loss takes a key of its example, as third argument.
     public_batch: for rules that follow public data, see ``make_train_step``.
+    inner_momentum: see ``InnerMomentum``.
     ema_decay: evaluate and release averaged parameters, see
       ``make_train_step``.
     eval_fn: ``eval_fn(params) -> {name: number}`` on data that may be shown.
@@ -122,6 +125,7 @@ def fit(
     has_aux=has_aux,
     has_key=has_key,
     public_batch=public_batch,
+    inner_momentum=inner_momentum,
     ema_decay=ema_decay,
     mesh=performance.mesh,
     diagnostics=diagnostics,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxdp import per_example, units
 from jaxdp.aggregation import ClipInfo, clipped_sum
 from jaxdp.clipping import ClippingRule
+from jaxdp.inner_momentum import InnerMomentum, over_iterates
 from jaxdp.mechanism import Mechanism
 from jaxdp.noise import key_data
 from jaxdp.public_batch import PublicBatch, public_norms
@@ -33,6 +34,7 @@ class TrainState(NamedTuple):
   mechanism_state: Any  # MechanismState, or () without a mechanism
   example_key: Array  # shape=(2,), dtype=uint32; for losses that take a key
   ema_params: PyTree  # like params, or () without averaging
+  past_params: PyTree  # leaves [past, *shape], or () without inner momentum
 
 
 class SensitiveInfo(NamedTuple):
@@ -91,6 +93,7 @@ def make_train_step(
   has_aux: bool = False,
   has_key: bool = False,
   public_batch: PublicBatch | None = None,
+  inner_momentum: InnerMomentum | None = None,
   ema_decay: float | None = None,
   mesh: Mesh | None = None,
   diagnostics: bool = False,
@@ -109,6 +112,7 @@ def make_train_step(
     has_aux: the loss returns ``(loss, aux)``.
     has_key: the loss takes a key of its example, as third argument.
     public_batch: for rules that follow public data, and only for those.
+    inner_momentum: clip a unit's gradients at the last iterates together.
     ema_decay: decay of an exponential average of the parameters, warmed up as
       min(decay, (1 + t) / (10 + t)); None for none.
     mesh: devices to share the rows among, see ``data_mesh``.
@@ -131,6 +135,10 @@ def make_train_step(
     mechanism.sigma  # noqa: B018  raises with the remedy
   if ema_decay is not None and not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+  if inner_momentum is not None:
+    inner_momentum.check()
+    if inner_momentum.num_iterates == 1:
+      inner_momentum = None
   refresh = _refresh(
     loss_fn, mechanism, public_batch, method, trainable, has_aux, has_key
   )
@@ -150,25 +158,31 @@ def make_train_step(
       () if mechanism is None else mechanism.init(trained, key),
       jax.random.key_data(example_key),
       () if ema_decay is None else jax.tree.map(jnp.array, params),
+      () if inner_momentum is None else inner_momentum.init(trained),
     )
 
-  grad_fn = (
-    _mean_grad(loss_fn, trainable, has_aux, has_key, mesh)
-    if mechanism is None
-    else _release(
-      mechanism,
-      clipped_sum(
-        loss_fn,
-        mechanism.rule,
-        method,
-        microbatch_size,
-        trainable=trainable,
-        has_aux=has_aux,
-        has_key=has_key,
-      ),
-      mesh,
-      diagnostics,
+  def windowed(window: Any) -> Callable:
+    if window is None:
+      return loss_fn
+    return over_iterates(loss_fn, window, has_aux=has_aux)
+
+  def sum_fn(params: tuple[PyTree, Any], *args: Any) -> Any:
+    assert mechanism is not None
+    fun = clipped_sum(
+      windowed(params[1]),
+      mechanism.rule,
+      method,
+      microbatch_size,
+      trainable=trainable,
+      has_aux=has_aux,
+      has_key=has_key,
     )
+    return fun(params[0], *args)
+
+  grad_fn = (
+    _mean_grad(windowed, trainable, has_aux, has_key, mesh)
+    if mechanism is None
+    else _release(mechanism, sum_fn, mesh, diagnostics)
   )
 
   def run(
@@ -182,7 +196,12 @@ def make_train_step(
       step_key = jax.random.fold_in(stream, state.step)
       where = _sharding.positions(per_example.num_units(rows), shards)
       keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, where)
-    mean, mechanism_state, sensitive = grad_fn(state, data, rows, mask, keys)
+    window = None
+    if inner_momentum is not None:
+      window = inner_momentum.window(state.past_params, trained, state.step)
+    mean, mechanism_state, sensitive = grad_fn(
+      state, window, data, rows, mask, keys
+    )
     if mechanism is None:
       stddev = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), trained)
     else:
@@ -190,6 +209,9 @@ def make_train_step(
     updates, opt_state = optimizer.update(
       mean, state.opt_state, trained, noise_stddev=stddev
     )
+    past_params = state.past_params
+    if inner_momentum is not None:
+      past_params = inner_momentum.push(past_params, trained)
     trained = optax.apply_updates(trained, updates)
     params = per_example.combine_params(trained, frozen)
     ema_params = state.ema_params
@@ -206,6 +228,7 @@ def make_train_step(
       mechanism_state,
       state.example_key,
       ema_params,
+      past_params,
     )
     return new_state, info
 
@@ -290,7 +313,7 @@ def _unit_mask(mask: Any) -> Any:
 def _release(
   mechanism: Mechanism, sum_fn: Callable, mesh: Mesh | None, diagnostics: bool
 ) -> Callable:
-  """(state, data, rows, mask, keys) -> (noisy mean, state, SensitiveInfo)."""
+  """(state, window, data, ...) -> (noisy mean, state, SensitiveInfo)."""
   rule, sampler = mechanism.rule, mechanism.sampler
   shards = _sharding.num_shards(mesh)
 
@@ -304,11 +327,16 @@ def _release(
   over_devices = _sharding.sum_over_devices(local, mesh)
 
   def fun(
-    state: TrainState, data: PyTree, rows: PyTree, mask: Any, keys: Any
+    state: TrainState,
+    window: Any,
+    data: PyTree,
+    rows: PyTree,
+    mask: Any,
+    keys: Any,
   ) -> tuple[PyTree, Any, SensitiveInfo | None]:
     rule_state = state.mechanism_state.rule_state
     summed, info = over_devices(
-      state.params, data, rows, mask, rule_state, keys
+      (state.params, window), data, rows, mask, rule_state, keys
     )
     if summed.num_units == _sharding.padded_rows(sampler.batch_size, shards):
       # Rows that only fill up the devices are padding (``lay_out``).
@@ -325,7 +353,7 @@ def _release(
 
 
 def _mean_grad(
-  loss_fn: Callable,
+  windowed: Callable,
   trainable: per_example.Trainable,
   has_aux: bool,
   has_key: bool,
@@ -334,7 +362,12 @@ def _mean_grad(
   """The same face for an ordinary gradient of the mean over real rows."""
 
   def fun(
-    state: TrainState, data: PyTree, rows: PyTree, mask: Any, keys: Any
+    state: TrainState,
+    window: Any,
+    data: PyTree,
+    rows: PyTree,
+    mask: Any,
+    keys: Any,
   ) -> tuple[PyTree, Any, SensitiveInfo]:
     rows, mask, keys = _sharding.split_rows(mesh, (rows, mask, keys))
     batch, mask = _fetch(data, rows, mask)
@@ -342,6 +375,7 @@ def _mean_grad(
       mask = jnp.zeros(per_example.num_units(batch), bool)
     count = jnp.maximum(jnp.sum(~mask), 1).astype(jnp.float32)
     trained, frozen = per_example.partition_params(state.params, trainable)
+    loss_fn = windowed(window)
 
     def one(trained: PyTree, example: PyTree, key: Any) -> Array:
       params = per_example.combine_params(trained, frozen)
