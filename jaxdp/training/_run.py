@@ -44,7 +44,8 @@ class PerformanceFlags:
     method: engine of the per-example gradients.
     microbatch_size: see ``jaxdp.clipped_sum``.
     steps_per_call: steps in one compiled ``lax.scan``; "auto" chooses.
-    data_on_device: keep the data set on the device; "auto" if it fits.
+    data_on_device: keep the data set on the device; "auto" if it fits and the
+      device is not the CPU.
     mesh: devices to share every batch among, see ``data_mesh``.
   """
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -86,7 +85,7 @@ def place(tree: PyTree, mesh: Mesh | None, spec: P | None = None) -> PyTree:
   Every process holds the same host arrays: what a device needs is cut out here.
   """
   if mesh is None:
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree)
   sharding = NamedSharding(mesh, spec or P())
 
   def put(x: Any) -> Array:

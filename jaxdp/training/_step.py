@@ -16,13 +16,11 @@ from jaxdp.clipping import ClippingRule
 from jaxdp.inner_momentum import InnerMomentum, over_iterates
 from jaxdp.mechanism import Mechanism
 from jaxdp.noise import key_data
-from jaxdp.public_batch import PublicBatch, public_norms
-from jaxdp.training import _sharding
+from jaxdp.public_batch import PublicBatch
+from jaxdp.training import _refresh, _sharding
 
 # Keys of noise are fold_in(key, step) with step < 2^31; this one is apart.
 _EXAMPLE_STREAM = 0xFFFFFFFF
-# Keys of examples are fold_in(example_key, step); that of public ones is apart.
-_PUBLIC_STREAM = 0xFFFFFFFF
 
 
 class TrainState(NamedTuple):
@@ -139,7 +137,7 @@ def make_train_step(
     inner_momentum.check()
     if inner_momentum.num_iterates == 1:
       inner_momentum = None
-  refresh = _refresh(
+  refresh = _refresh.refresher(
     loss_fn, mechanism, public_batch, method, trainable, has_aux, has_key
   )
   optimizer = optax.with_extra_args_support(optimizer)
@@ -166,10 +164,10 @@ def make_train_step(
       return loss_fn
     return over_iterates(loss_fn, window, has_aux=has_aux)
 
-  def sum_fn(params: tuple[PyTree, Any], *args: Any) -> Any:
+  def sum_of(window: Any) -> Callable:
     assert mechanism is not None
-    fun = clipped_sum(
-      windowed(params[1]),
+    return clipped_sum(
+      windowed(window),
       mechanism.rule,
       method,
       microbatch_size,
@@ -177,13 +175,12 @@ def make_train_step(
       has_aux=has_aux,
       has_key=has_key,
     )
-    return fun(params[0], *args)
 
-  grad_fn = (
-    _mean_grad(windowed, trainable, has_aux, has_key, mesh)
-    if mechanism is None
-    else _release(mechanism, sum_fn, mesh, diagnostics)
-  )
+  if mechanism is None:
+    grad_fn = _mean_grad(windowed, trainable, has_aux, has_key, mesh)
+  else:
+    sum_of(None)  # raises for a method that there is not
+    grad_fn = _release(mechanism, sum_of, mesh, diagnostics)
 
   def run(
     state: TrainState, data: PyTree, rows: PyTree, mask: Any
@@ -238,55 +235,6 @@ def make_train_step(
   return TrainStep(init, mechanism, run, jitted)
 
 
-def _refresh(
-  loss_fn: Callable,
-  mechanism: Mechanism | None,
-  public_batch: PublicBatch | None,
-  method: per_example.Method,
-  trainable: per_example.Trainable,
-  has_aux: bool,
-  has_key: bool,
-) -> Callable[[TrainState], TrainState]:
-  """What looks at the public batch, in the steps that are due."""
-  needed = mechanism is not None and mechanism.rule.needs_public_norms
-  if needed != (public_batch is not None):
-    name = "training" if mechanism is None else type(mechanism.rule).__name__
-    raise ValueError(
-      f"{name} follows public data: pass public_batch=jaxdp.PublicBatch("
-      "examples, every=...), with examples that are not in the private data."
-      if needed
-      else f"public_batch is of no use to {name}. Leave it out, or use "
-      "clipping.adaptive_layerwise or clipping.preconditioned."
-    )
-  if mechanism is None or public_batch is None:
-    return lambda state: state
-  examples, every = public_batch
-  if every < 1:
-    raise ValueError(f"PublicBatch.every must be >= 1, got {every}.")
-  norms_fn = public_norms(
-    loss_fn,
-    mechanism.rule,
-    method=method,
-    trainable=trainable,
-    has_aux=has_aux,
-    has_key=has_key,
-  )
-
-  def look(state: TrainState) -> Any:
-    key = jax.random.wrap_key_data(state.example_key, impl="threefry2x32")
-    key = jax.random.fold_in(key, jnp.uint32(_PUBLIC_STREAM))
-    norms = norms_fn(state.params, examples, key)
-    return mechanism.refresh(state.mechanism_state, norms)
-
-  def fun(state: TrainState) -> TrainState:
-    mechanism_state = jax.lax.cond(
-      state.step % every == 0, look, lambda state: state.mechanism_state, state
-    )
-    return state._replace(mechanism_state=mechanism_state)
-
-  return fun
-
-
 def _fetch(data: PyTree, rows: PyTree, mask: Any) -> tuple[PyTree, Any]:
   """The units and their mask: ``rows``, or those of data on the device.
 
@@ -311,7 +259,7 @@ def _unit_mask(mask: Any) -> Any:
 
 
 def _release(
-  mechanism: Mechanism, sum_fn: Callable, mesh: Mesh | None, diagnostics: bool
+  mechanism: Mechanism, sum_of: Callable, mesh: Mesh | None, diagnostics: bool
 ) -> Callable:
   """(state, window, data, ...) -> (noisy mean, state, SensitiveInfo)."""
   rule, sampler = mechanism.rule, mechanism.sampler
@@ -321,8 +269,9 @@ def _release(
     params: PyTree, data: PyTree, rows: PyTree, mask: Any, rule_state: Any,
     keys: Any,
   ) -> Any:  # fmt: skip
+    params, window = params
     batch, mask = _fetch(data, rows, mask)
-    return sum_fn(params, batch, mask, rule_state, keys)
+    return sum_of(window)(params, batch, mask, rule_state, keys)
 
   over_devices = _sharding.sum_over_devices(local, mesh)
 
