@@ -1,11 +1,15 @@
 """ALC, preconditioning and quantile clipping (METHODS 2.8 to 2.11)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxdp
 from jaxdp import clipping
+from jaxdp.accounting import gdp
 from tests.rules import PARAMS
 
 # Six layers with one kernel each.
@@ -218,3 +222,56 @@ def test_a_clip_norm_stays_finite_whatever_the_noise(noise):
 def test_bad_quantile_numbers_are_refused(name, value):
   with pytest.raises(ValueError, match=rf"{name} must be in \(0, 1\)"):
     clipping.adaptive_quantile(1.0, **{name: value})
+
+
+# --- what the published noise of batch clipping with ALC is worth ---
+
+SIGMA = 0.01875  # of arXiv:2307.11939: std = 2 C sigma, shuffled epochs
+
+
+def published_mu(sigma, groups, epochs):
+  """One release an epoch and group: METHODS 4c."""
+  return gdp.compose([1 / sigma] * groups * epochs)
+
+
+@pytest.mark.parametrize(
+  "sigma, groups, epochs, mu, epsilon",
+  [
+    (SIGMA, 1, 1, 53.3, 1.65e3),
+    (SIGMA, 1, 50, 377, 7.3e4),
+    (SIGMA, 62, 1, 420, 9.0e4),
+    (SIGMA, 62, 50, 2970, 4.4e6),
+    (0.0375, 1, 1, 26.7, 468),
+    (0.075, 1, 1, 13.3, 145),
+  ],
+)
+def test_published_noise_gives_no_privacy(sigma, groups, epochs, mu, epsilon):
+  """METHODS 4c: the reported accuracy is that of optimisation alone."""
+  got = published_mu(sigma, groups, epochs)
+  assert got == pytest.approx(mu, rel=3e-3)
+  assert gdp.epsilon(got, 1e-5) == pytest.approx(epsilon, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+  "groups, epsilon, sigma",
+  [
+    (1, 1, 26.4),
+    (1, 3, 9.83),
+    (1, 8, 4.24),
+    (62, 1, 208),
+    (62, 3, 77.4),
+    (62, 8, 33.4),
+  ],
+)
+def test_noise_that_fifty_epochs_need(groups, epsilon, sigma):
+  """METHODS 4c, and the same from a mechanism with its own sqrt(G)."""
+  needed = math.sqrt(groups * 50) / gdp.mu(epsilon, 1e-5)
+  assert needed == pytest.approx(sigma, rel=2e-3)
+  # In our terms the multiplier has no groups in it; the noise has.
+  mechanism = jaxdp.Mechanism(
+    clipping.adaptive_layerwise(1.0),
+    jaxdp.sampling.Shuffled(num_examples=1000, batch_size=100),
+    needed / math.sqrt(groups),
+    jaxdp.NeighboringRelation.REPLACE_ONE,
+  )
+  assert mechanism.epsilon(50 * 10, 1e-5) == pytest.approx(epsilon, rel=1e-6)
