@@ -69,14 +69,7 @@ class Buckets(_sampler.SamplerBase):
 
   def __post_init__(self) -> None:
     n = _sampler.as_num_examples(self.num_examples)
-    expected = _sampler.as_positive(
-      "expected_batch_size", self.expected_batch_size
-    )
-    if expected > n:
-      raise ValueError(
-        f"expected_batch_size={expected} is larger than num_examples={n}. "
-        f"Lower it to at most {n}."
-      )
+    expected = _sampler.as_expected_batch_size(self.expected_batch_size, n)
     buckets = _sampler.as_int("num_buckets", self.num_buckets, minimum=1)
     size = self.bucket_size
     if size != "auto":

@@ -62,14 +62,7 @@ class Poisson(_sampler.SamplerBase):
 
   def __post_init__(self) -> None:
     n = _sampler.as_num_examples(self.num_examples)
-    expected = _sampler.as_positive(
-      "expected_batch_size", self.expected_batch_size
-    )
-    if expected > n:
-      raise ValueError(
-        f"expected_batch_size={expected} is larger than num_examples={n}. "
-        f"Lower it to at most {n}, or use FullBatch(num_examples={n})."
-      )
+    expected = _sampler.as_expected_batch_size(self.expected_batch_size, n)
     cap = self.max_batch_size
     if cap is not None and cap != "auto":
       cap = _sampler.as_int("max_batch_size", cap, minimum=1)

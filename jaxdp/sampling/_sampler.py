@@ -260,6 +260,17 @@ def as_num_examples(value: Any) -> int:
   return as_int("num_examples", value, minimum=1, maximum=2**31 - 1)
 
 
+def as_expected_batch_size(value: Any, num_examples: int) -> int | float:
+  """``expected_batch_size``, of which there cannot be more than examples."""
+  expected = as_positive("expected_batch_size", value)
+  if expected > num_examples:
+    raise ValueError(
+      f"expected_batch_size={expected} is larger than {num_examples=}. Lower "
+      f"it to at most {num_examples}, or use FullBatch({num_examples=})."
+    )
+  return expected
+
+
 def as_positive(name: str, value: Any) -> int | float:
   """``value`` as a finite, positive number, or an error that names it."""
   if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
