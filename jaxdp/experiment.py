@@ -31,6 +31,7 @@ _FIT = set(inspect.signature(training.fit).parameters) - {
   "max_epsilon",
   "sampler",
   "eval_fn",
+  "public_batch",
   "workdir",
   "config",
   "progress",
@@ -81,7 +82,8 @@ class ExperimentConfig:
     optimizer: ``name``, ``learning_rate``, ``schedule`` ("constant" or
       "cosine"), ``warmup_steps``, and the optimizer's options.
     training: ``num_steps``, ``seed`` (None: from the operating system),
-      and other arguments of ``jaxdp.fit``.
+      and other arguments of ``jaxdp.fit``; ``inner_momentum`` holds the fields
+      of ``jaxdp.InnerMomentum``.
     performance: fields of ``jaxdp.PerformanceFlags`` but the mesh, which is all
       devices.
   """
@@ -160,6 +162,13 @@ class ExperimentConfig:
       "sampler", values, budget.SAMPLERS, sampling
     )
     return sampler
+
+  def make_inner_momentum(self) -> jaxdp.InnerMomentum:
+    """The window over iterates."""
+    try:
+      return jaxdp.InnerMomentum(**self.training["inner_momentum"])
+    except TypeError as error:
+      raise ValueError(f"config.training.inner_momentum: {error}") from error
 
   def make_optimizer(self) -> optax.GradientTransformation:
     """The optimizer of the released means."""
@@ -267,6 +276,8 @@ def train(
 
   options = dict(config.training)
   options.pop("num_steps")
+  if options.get("inner_momentum") is not None:
+    options["inner_momentum"] = config.make_inner_momentum()
   devices = jax.devices()
   return training.fit(
     loss_fn,

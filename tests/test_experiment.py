@@ -173,6 +173,16 @@ def test_the_corrected_adam_is_an_optimizer_of_configs():
   assert isinstance(state[0], optimizers.ScaleByAdamBcState)
 
 
+def test_inner_momentum_is_read_from_a_config(tmp_path):
+  window = {"num_iterates": 3, "decay": 0.5}
+  config = small(training__num_steps=10, training__inner_momentum=window)
+  state, _ = experiment.train(config, tmp_path / "run", progress=False)
+  (past,) = jax.tree.leaves(state.past_params)
+  (kernel,) = jax.tree.leaves(state.params)
+  assert past.shape == (2, *kernel.shape)
+  assert (np.asarray(past[0]) != np.asarray(past[1])).any()
+
+
 def without(section):
   config = small()
   del config[section]
@@ -244,6 +254,10 @@ BAD_CONFIGS = {
   "an unknown relation": (
     small(privacy__neighboring_relation="REPLACE"),
     "neighboring_relation must be None or one of .* got 'REPLACE'",
+  ),
+  "an unknown field of inner momentum": (
+    small(training__inner_momentum={"iterates": 2}),
+    "config.training.inner_momentum: .*'iterates'",
   ),
   "an unknown model": (small(model__name="mlpp"), "model must be one of"),
   "an unknown data set": (
