@@ -78,8 +78,9 @@ def mean_over_records(loss_fn: Callable) -> Callable:
 
   Guarantees:
     What stands in padding changes no bit, if it is finite (``fit`` puts zeros
-    there; a unit that holds a NaN anywhere is dropped). For users the guarantee
-    is for adding or removing a whole user.
+    there; a unit that holds a NaN anywhere is dropped). For users, rows of the
+    data set are ``Records``, the sampler samples users, and "one example" in a
+    statement is one row: a whole user.
 
   Example:
     >>> fn = mean_over_records(lambda w, x: w * x)

@@ -106,6 +106,10 @@ class Buckets(_sampler.SamplerBase):
     return float(self.num_buckets)
 
   @property
+  def expected_num_examples(self) -> float:
+    return float(self.expected_batch_size)
+
+  @property
   def may_pad(self) -> bool:
     return True
 

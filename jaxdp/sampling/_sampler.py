@@ -71,6 +71,10 @@ class Sampler(Protocol):
     """The public constant by which the noisy sum is divided."""
 
   @property
+  def expected_num_examples(self) -> float:
+    """Rows of the data set that a step reads, on average."""
+
+  @property
   def may_pad(self) -> bool:
     """Whether a batch may hold padding rows, and so needs its mask."""
 
@@ -125,6 +129,10 @@ class SamplerBase:
   @property
   def unit_shape(self) -> tuple[int, ...]:
     return ()
+
+  @property
+  def expected_num_examples(self: "_Complete") -> float:
+    return self.expected_num_units
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
     super().__init_subclass__(**kwargs)

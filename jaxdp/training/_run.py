@@ -198,7 +198,7 @@ class Run:
     """What may be shown of a step, and apart from it what is sensitive."""
     num_steps, seconds = self._since_row
     self._since_row = [0, 0.0]
-    rate = num_steps * self.sampler.expected_num_units / seconds
+    rate = num_steps * self.sampler.expected_num_examples / seconds
     row: dict[str, Any] = {"step": step, "examples_per_second": rate}
     if epsilon is not None:
       row["epsilon"] = epsilon
