@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 # Pixels of the drawing's own coordinates; the page scales it to its column.
-_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 46, 72, 32, 24, 30
+_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 56, 72, 32, 24, 30
 _MAX_POINTS = 400  # more than a screen resolves
 _MAX_DOTS = 40  # above it, dots hide the line
 

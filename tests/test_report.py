@@ -272,7 +272,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends():
   )
   points = re.search(r'points="([^"]+)"', svg)[1].split()
   assert len(points) == 400
-  assert points[0].startswith("46.0,")
+  assert points[0].startswith("56.0,")
   assert points[-1].startswith("728.0,")
   assert "99,999" in svg
 
