@@ -34,6 +34,7 @@ from jaxdp.per_example import (
   per_example_grads,
 )
 from jaxdp.public_batch import PublicBatch, public_norms
+from jaxdp.schedule import PiecewiseConstant
 from jaxdp.training import PerformanceFlags, fit, make_train_step
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
   "NeighboringRelation",
   "PerExampleGrads",
   "PerformanceFlags",
+  "PiecewiseConstant",
   "PrivacyStatement",
   "PublicBatch",
   "accounting",

@@ -51,7 +51,7 @@ _VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {
       "noise_multiplier",
       "target_epsilon",
     },
-    set(),
+    {"noise_schedule"},
   ),
   "optimizer": ({"name", "learning_rate", "schedule", "warmup_steps"}, None),
   "training": ({"num_steps"}, _FIT),
@@ -73,12 +73,14 @@ class ExperimentConfig:
     data: ``name``, and ``data_dir``, ``cache_dir`` or None.
     model: ``name``, ``seed`` of the initial parameters, ``num_classes``, and
       the model's options.
-    rule: ``name`` of a factory in ``jaxdp.clipping``, and its arguments; the
+    rule: ``name`` of a factory in ``jaxdp.clipping``, and its arguments, and
+      maybe ``schedule``, the levels of ``clipping.scheduled`` as pairs; the
       name "none" trains without privacy.
     sampler: ``name`` of a class in ``jaxdp.sampling``, and its arguments but
       ``num_examples``, which comes from the data.
     privacy: ``delta``; ``noise_multiplier`` or ``target_epsilon``, the other
-      None; ``neighboring_relation``, a name or None; ``max_epsilon`` or None.
+      None; ``neighboring_relation``, a name or None; ``max_epsilon`` or None;
+      maybe ``noise_schedule``, the levels of a ``PiecewiseConstant`` as pairs.
     optimizer: ``name``, ``learning_rate``, ``schedule`` ("constant" or
       "cosine"), ``warmup_steps``, and the optimizer's options.
     training: ``num_steps``, ``seed`` (None: from the operating system),
@@ -121,6 +123,7 @@ class ExperimentConfig:
       self.make_sampler(num_examples),
       privacy["noise_multiplier"],
       self._relation(),
+      jaxdp.PiecewiseConstant(privacy.get("noise_schedule") or {0: 1.0}),
     )
     target = privacy["target_epsilon"]
     if (target is None) == (privacy["noise_multiplier"] is None):
@@ -141,10 +144,12 @@ class ExperimentConfig:
     """The clipping rule; None for training without privacy."""
     if self.rule["name"] == "none":
       return None
+    values = dict(self.rule)
+    levels = values.pop("schedule", None)
     rule: clipping.ClippingRule = _call(
-      "rule", self.rule, clipping.RULES, clipping
+      "rule", values, clipping.RULES, clipping
     )
-    return rule
+    return rule if levels is None else clipping.scheduled(rule, levels)
 
   def _relation(self) -> NeighboringRelation | None:
     name = self.privacy["neighboring_relation"]

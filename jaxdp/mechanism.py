@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from dp_accounting import NeighboringRelation
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdp import accounting, aggregation, noise
 from jaxdp.aggregation import ClippedSum
 from jaxdp.clipping import ClippingRule, assign_groups
 from jaxdp.sampling import Sampler
+from jaxdp.schedule import CONSTANT, PiecewiseConstant
 
 
 class MechanismState(NamedTuple):
@@ -52,6 +53,8 @@ class Mechanism:
       sensitivity of the sum under ``neighboring_relation``. None until
       ``calibrate_noise`` has chosen it. 0 is not private.
     neighboring_relation: what epsilon speaks about; None for the sampler's own.
+    noise_schedule: factors of sigma, by step. (``clipping.scheduled`` moves a
+      clip norm, at no cost.)
 
   Raises:
     ValueError: negative or NaN noise, a relation that the sampler has no sound
@@ -74,6 +77,9 @@ class Mechanism:
   noise_multiplier: Any = None
   neighboring_relation: NeighboringRelation | None = dataclasses.field(
     default=None, metadata={"static": True}
+  )
+  noise_schedule: PiecewiseConstant = dataclasses.field(
+    default=CONSTANT, metadata={"static": True}
   )
 
   def __post_init__(self) -> None:
@@ -135,9 +141,7 @@ class Mechanism:
 
   def dp_event(self, num_steps: int) -> dp_accounting.DpEvent:
     """What ``num_steps`` releases are, in the accountant's convention."""
-    if not self.is_private:
-      return dp_accounting.NonPrivateDpEvent()
-    return self.sampler.dp_event(self.sigma, num_steps, self.relation)
+    return accounting.Plan.of(self).dp_event(0, num_steps)
 
   def epsilon(self, num_steps: int, delta: float) -> float:
     """Epsilon of ``num_steps`` releases at ``delta``; inf if not private."""
@@ -179,19 +183,23 @@ class Mechanism:
       "sampler": self.sampler.to_dict(),
       "noise_multiplier": None if sigma is None else float(sigma),
       "neighboring_relation": self.relation.name,
+      "noise_schedule": self.noise_schedule.levels,
     }
 
   # The release: pure functions of arrays.
 
-  def stddev(self, rule_state: Any) -> Float[Array, " groups+statistics"]:
-    """Standard deviation of the noise on the sum, by group."""
+  def stddev(
+    self, rule_state: Any, step: Int[Array, ""] | int = 0
+  ) -> Float[Array, " groups+statistics"]:
+    """Standard deviation of the noise on the sum of a step, by group."""
     if self.noise_multiplier is None:
       self.sigma  # noqa: B018  raises with the remedy
     shape = self.rule.noise_shape(rule_state)
     if math.isinf(self.rule.bound):
       return jnp.zeros_like(shape)
     c = self.sampler.sensitivity_factor(self.relation)
-    return self.noise_multiplier * c * self.rule.bound * shape
+    sigma = self.noise_multiplier * self.noise_schedule(step)
+    return sigma * c * self.rule.bound * shape
 
   def init(self, params: PyTree, key: Array) -> MechanismState:
     """State before the first release.
@@ -219,7 +227,8 @@ class Mechanism:
         must come from data that needs no protection.
     """
     rule_state = self.rule.refresh(state.rule_state, public_norms)
-    return state._replace(rule_state=rule_state, stddev=self.stddev(rule_state))
+    stddev = self.stddev(rule_state, state.count)
+    return state._replace(rule_state=rule_state, stddev=stddev)
 
   def release(
     self, summed: ClippedSum, state: MechanismState
@@ -242,7 +251,7 @@ class Mechanism:
     """
     self._check(summed)
     step_key = noise.fold_in(state.key, state.count)
-    stddev = self.stddev(state.rule_state)
+    stddev = self.stddev(state.rule_state, state.count)
     groups = assign_groups(self.rule, summed.grads)
     treedef = jax.tree.structure(summed.grads)
     if len(stddev) != len(groups.names) + len(summed.statistic):

@@ -40,6 +40,9 @@ _alc = functools.partial(clipping.adaptive_layerwise, 0.7)
 _quantile = functools.partial(
   clipping.adaptive_quantile, 0.7, noise_allocation="weighted"
 )
+_scheduled = functools.partial(
+  clipping.scheduled, levels={0: 2.0, 1: 0.1, 3: 5.0}
+)
 
 ROWS = (
   Row("flat", "", lambda: clipping.flat(0.7)),
@@ -64,6 +67,9 @@ ROWS = (
   Row("preconditioned", "", lambda: clipping.preconditioned(0.7)),
   Row("adaptive_quantile", "", lambda: clipping.adaptive_quantile(0.7)),
   Row("adaptive_quantile", "layer", lambda: _quantile(by="layer")),
+  Row("scheduled", "", lambda: _scheduled(clipping.flat(0.7))),
+  Row("scheduled", "unitless", lambda: _scheduled(clipping.normalized(0.7))),
+  Row("scheduled", "groups", lambda: _scheduled(_per_layer())),
   Row("no_clipping", "", clipping.no_clipping),
 )
 

@@ -120,6 +120,17 @@ def test_every_config_is_read(name):
   assert read(config.to_dict()) == config
 
 
+def test_schedules_of_a_config_reach_the_mechanism():
+  config = small(
+    rule__schedule=((0, 1.0), (10, 0.5)),
+    privacy__noise_schedule=((0, 1.0), (5, 2.0)),
+  )
+  mechanism = read(config).make_mechanism(1437)
+  assert mechanism.rule.levels == ((0, 1.0), (10, 0.5))
+  assert mechanism.rule.base == jaxdp.clipping.flat(0.5)
+  assert mechanism.noise_schedule == jaxdp.PiecewiseConstant({0: 1.0, 5: 2.0})
+
+
 def test_a_target_in_the_config_sets_the_noise():
   config = small(privacy__noise_multiplier=None, privacy__target_epsilon=2.0)
   mechanism = read(config).make_mechanism(1437)

@@ -1,6 +1,6 @@
 """A ledger of executed steps: what a run has cost, whatever became of it.
 
-It stores the plan of each step and how many ran, nothing that training could
+It stores the plan of the steps and which ran, nothing that training could
 change, and works epsilon out from that alone. Two rules keep it true:
 
 - Charge *before* a step's result can be observed, and write the ledger to disk
@@ -29,52 +29,83 @@ change, and works epsilon out from that alone. Two rules keep it true:
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import dp_accounting
 from dp_accounting import NeighboringRelation
 
 from jaxdp import sampling
 from jaxdp.accounting import _epsilon, _events, _statement, _validate
-from jaxdp.accounting._calibration import CalibratedMechanism
+from jaxdp.schedule import CONSTANT, PiecewiseConstant
 
 _FORMAT = 1
 
 
+class PlannedMechanism(Protocol):
+  """What a plan needs of a mechanism; see ``jaxdp.Mechanism``."""
+
+  @property
+  def sampler(self) -> sampling.Sampler: ...
+
+  @property
+  def sigma(self) -> float: ...
+
+  @property
+  def noise_schedule(self) -> PiecewiseConstant: ...
+
+  @property
+  def relation(self) -> NeighboringRelation: ...
+
+  @property
+  def is_private(self) -> bool: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What a step is worth: sampler, noise and relation, or not private."""
+  """What steps are worth: sampler, noise and relation, or not private."""
 
   sampler: sampling.Sampler
   noise_multiplier: float
   neighboring_relation: NeighboringRelation
   is_private: bool = True
+  noise_schedule: PiecewiseConstant = CONSTANT
 
   @classmethod
-  def of(cls, mechanism: CalibratedMechanism) -> "Plan":
-    """The plan that a mechanism carries out at every step."""
-    assert mechanism.neighboring_relation is not None
-    event = mechanism.dp_event(1)  # Raises if there is no noise multiplier yet.
+  def of(cls, mechanism: PlannedMechanism) -> "Plan":
+    """The plan that a mechanism carries out."""
     return cls(
       mechanism.sampler,
-      float(mechanism.noise_multiplier or 0.0),
-      mechanism.neighboring_relation,
-      _events.is_private(event),
+      mechanism.sigma,
+      mechanism.relation,
+      mechanism.is_private,
+      mechanism.noise_schedule,
     )
 
   @property
   def accountant(self) -> str:
     return self.sampler.accountant(self.neighboring_relation)
 
+  def noise_multipliers(self, first_step: int, num_steps: int) -> list[float]:
+    """Those of these steps, level by level."""
+    pieces = self.noise_schedule.pieces(first_step, num_steps)
+    return [self.noise_multiplier * factor for _, _, factor in pieces]
+
   def dp_event(self, first_step: int, num_steps: int) -> dp_accounting.DpEvent:
+    """What these steps release, each at the noise of its level."""
     if num_steps > 0 and not self.is_private:
       return dp_accounting.NonPrivateDpEvent()
-    return self.sampler.dp_event(
-      self.noise_multiplier,
-      num_steps,
-      self.neighboring_relation,
-      first_step=first_step,
-    )
+    parts = [
+      self.sampler.dp_event(
+        self.noise_multiplier * factor,
+        count,
+        self.neighboring_relation,
+        first_step=begin,
+      )
+      for begin, count, factor in self.noise_schedule.pieces(
+        first_step, num_steps
+      )
+    ]
+    return _events.merge(dp_accounting.ComposedDpEvent(parts))
 
   def to_dict(self) -> dict[str, Any]:
     return {
@@ -82,6 +113,7 @@ class Plan:
       "noise_multiplier": self.noise_multiplier,
       "neighboring_relation": self.neighboring_relation.name,
       "is_private": self.is_private,
+      "noise_schedule": self.noise_schedule.levels,
     }
 
   @classmethod
@@ -91,21 +123,17 @@ class Plan:
       fields["noise_multiplier"],
       NeighboringRelation[fields["neighboring_relation"]],
       fields["is_private"],
+      PiecewiseConstant(fields["noise_schedule"]),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """Steps in a row, of one plan and one incarnation of the noise key."""
+  """Steps in a row, of one incarnation of the noise key."""
 
-  plan: Plan
   incarnation: int
   first_step: int
   num_steps: int
-
-  @property
-  def dp_event(self) -> dp_accounting.DpEvent:
-    return self.plan.dp_event(self.first_step, self.num_steps)
 
 
 @dataclasses.dataclass
@@ -113,7 +141,7 @@ class Ledger:
   """Executed steps and what they cost.
 
   Attributes:
-    plan: of the steps charged next.
+    plan: of every step.
     segments: charged steps; equal neighbours are one segment.
     incarnation: how often steps were, or may be, run again with new noise.
     next_step: the first step that this incarnation has not been charged for.
@@ -125,7 +153,7 @@ class Ledger:
   next_step: int = 0
 
   @classmethod
-  def for_mechanism(cls, mechanism: CalibratedMechanism) -> "Ledger":
+  def for_mechanism(cls, mechanism: PlannedMechanism) -> "Ledger":
     """An empty ledger of a mechanism's steps."""
     return cls(Plan.of(mechanism))
 
@@ -158,9 +186,9 @@ class Ledger:
     num_steps = start + num_steps - self.next_step
     if num_steps <= 0:
       return
-    new = Segment(self.plan, self.incarnation, self.next_step, num_steps)
+    new = Segment(self.incarnation, self.next_step, num_steps)
     last = self.segments[-1] if self.segments else None
-    if last and (last.plan, last.incarnation) == (new.plan, new.incarnation):
+    if last and last.incarnation == self.incarnation:
       total = last.num_steps + num_steps
       new = dataclasses.replace(last, num_steps=total)
       self.segments = (*self.segments[:-1], new)
@@ -177,20 +205,7 @@ class Ledger:
     self.next_step = self._known_step(first_step)
     self.incarnation += 1
 
-  def set_mechanism(self, mechanism: CalibratedMechanism) -> None:
-    """Steps charged from now on are this mechanism's (a noise schedule)."""
-    plan = Plan.of(mechanism)
-    old = self.neighboring_relation, self.accountant
-    new = plan.neighboring_relation, plan.accountant
-    if new != old:
-      raise ValueError(
-        f"a run has one relation and accountant: this ledger has {old[0].name} "
-        f"and {old[1]}, the new mechanism {new[0].name} and {new[1]}. Give it "
-        f"neighboring_relation={old[0].name} and a sampler of the same kind."
-      )
-    self.plan = plan
-
-  def check(self, mechanism: CalibratedMechanism) -> None:
+  def check(self, mechanism: PlannedMechanism) -> None:
     """Refuses a mechanism other than the one that this ledger is of."""
     plan = Plan.of(mechanism)
     if plan != self.plan:
@@ -205,9 +220,10 @@ class Ledger:
     if extra_steps:
       ledger = dataclasses.replace(self)
       ledger.charge(extra_steps)
-    return _events.merge(
-      dp_accounting.ComposedDpEvent([s.dp_event for s in ledger.segments])
-    )
+    parts = [
+      self.plan.dp_event(s.first_step, s.num_steps) for s in ledger.segments
+    ]
+    return _events.merge(dp_accounting.ComposedDpEvent(parts))
 
   def epsilon(
     self,
@@ -248,11 +264,9 @@ class Ledger:
       seed_policy: "os" if all seeds came from the operating system and
         stay in the checkpoints, "named" for a research run whose seed is known.
     """
-    plans = [segment.plan for segment in self.segments] or [self.plan]
-    noise = tuple(dict.fromkeys(plan.noise_multiplier for plan in plans))
-    repeated = self.num_steps - max(
-      (s.first_step + s.num_steps for s in self.segments), default=0
-    )
+    end = max((s.first_step + s.num_steps for s in self.segments), default=0)
+    levels = self.plan.noise_multipliers(0, max(end, 1))
+    noise = tuple(dict.fromkeys(levels))
     return _statement.make(
       epsilon=self.epsilon(delta),
       delta=delta,
@@ -260,7 +274,7 @@ class Ledger:
       accountant=self.accountant,
       dp_event=self.dp_event(),
       num_steps=self.num_steps,
-      num_repeated_steps=repeated,
+      num_repeated_steps=self.num_steps - end,
       noise_multiplier=noise[0] if len(noise) == 1 else noise,
       sampler=self.plan.sampler,
       rule=rule,
@@ -269,22 +283,12 @@ class Ledger:
 
   def to_json(self) -> str:
     """The ledger as text; ``from_json`` gives an equal one back."""
-    plans = list(dict.fromkeys([*(s.plan for s in self.segments), self.plan]))
     record = {
       "format": _FORMAT,
-      "plans": [plan.to_dict() for plan in plans],
-      "plan": plans.index(self.plan),
+      "plan": self.plan.to_dict(),
       "incarnation": self.incarnation,
       "next_step": self.next_step,
-      "segments": [
-        {
-          "plan": plans.index(segment.plan),
-          "incarnation": segment.incarnation,
-          "first_step": segment.first_step,
-          "num_steps": segment.num_steps,
-        }
-        for segment in self.segments
-      ],
+      "segments": [dataclasses.asdict(segment) for segment in self.segments],
     }
     return json.dumps(record, indent=2, allow_nan=False)
 
@@ -295,14 +299,9 @@ class Ledger:
       record = json.loads(text)
       if record["format"] != _FORMAT:
         raise ValueError(f"format {record['format']} is not {_FORMAT}")
-      plans = [Plan.from_dict(plan) for plan in record["plans"]]
-      segments = tuple(
-        Segment(**{**segment, "plan": plans[segment["plan"]]})
-        for segment in record["segments"]
-      )
       return cls(
-        plans[record["plan"]],
-        segments,
+        Plan.from_dict(record["plan"]),
+        tuple(Segment(**segment) for segment in record["segments"]),
         record["incarnation"],
         record["next_step"],
       )

@@ -14,6 +14,7 @@ from jaxdp.clipping._flat import flat, no_clipping, normalized
 from jaxdp.clipping._groups import Groups, assign_groups
 from jaxdp.clipping._groupwise import groupwise, per_layer
 from jaxdp.clipping._rule import ClippingRule, rule_from_dict
+from jaxdp.clipping._scheduled import scheduled
 
 RULES = (
   "adaptive_layerwise",
@@ -46,4 +47,5 @@ __all__ = [
   "psac",
   "psasc",
   "rule_from_dict",
+  "scheduled",
 ]

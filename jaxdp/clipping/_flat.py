@@ -65,6 +65,8 @@ def flat(l2_clip_norm: float) -> Flat:
 class Normalized(_rule.ClippingRule):
   """See ``normalized``."""
 
+  unitless: ClassVar[bool] = True
+
   l2_clip_norm: float
 
   def __post_init__(self) -> None:

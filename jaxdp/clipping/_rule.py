@@ -43,6 +43,8 @@ class ClippingRule:
   adaptive: ClassVar[bool] = False
   # Whether ``refresh`` moves it: then a public batch is needed.
   needs_public_norms: ClassVar[bool] = False
+  # Whether contributions do not grow with the clip norm.
+  unitless: ClassVar[bool] = False
 
   def group(self, path: str) -> Hashable:
     """The group of the leaf with this name (``layers/0/kernel``)."""
@@ -112,7 +114,10 @@ def rule(*metadata: str) -> Callable[[_Rule], _Rule]:
 
 def rule_from_dict(values: dict[str, Any]) -> ClippingRule:
   """The rule that ``to_dict`` wrote."""
-  values = dict(values)
+  values = {
+    name: rule_from_dict(value) if isinstance(value, dict) else value
+    for name, value in values.items()
+  }
   return _REGISTRY[values.pop("rule")](**values)
 
 
