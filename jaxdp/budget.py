@@ -25,6 +25,8 @@ from dp_accounting import NeighboringRelation
 from jaxdp import accounting, clipping, sampling
 from jaxdp.mechanism import Mechanism
 
+# Those whose batches one number describes. A step of Buckets costs what one of
+# Poisson without a cap costs.
 SAMPLERS = ("Poisson", "FixedSize", "Shuffled", "FullBatch")
 
 

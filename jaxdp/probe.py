@@ -4,6 +4,7 @@ They run it on a few examples and raise; what they say must stay with whoever
 may see those examples. Public or made-up ones do as well.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -114,17 +115,12 @@ def check_gradients(
     ...
     ValueError: No gradient reaches ['spare'] on any of 2 examples. ...
   """
-  aside, of_loss = jax.random.split(key)
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(aside, len(leaves))
-  nearby = jax.tree.unflatten(
-    treedef, [_step_aside(k, x) for k, x in zip(keys, leaves, strict=True)]
-  )
-  compute = per_example.per_example_grads(
-    loss_fn, "stacked", trainable=trainable, has_aux=has_aux, has_key=has_key
-  )
-  out = compute(nearby, examples, key=of_loss if has_key else None)
-  grads = (out[0] if has_aux else out).materialise()
+  rng = _generator(key)
+  nearby = jax.tree.map(lambda x: _step_aside(rng, x), params)
+  trained, frozen = per_example.partition_params(nearby, trainable)
+  units = per_example.num_units(examples)
+  of_units = jax.random.split(key, units) if has_key else None
+  grads = _summed_grad(loss_fn, has_aux, trained, frozen, examples, of_units)
   missing = [
     jax.tree_util.keystr(path, simple=True, separator="/")
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
@@ -132,10 +128,86 @@ def check_gradients(
   ]
   if missing:
     raise ValueError(
-      f"No gradient reaches {missing} on any of "
-      f"{per_example.num_units(examples)} examples. Freeze what the loss does "
-      f"not use, with trainable=. {_REMEDY}."
+      f"No gradient reaches {missing} on any of {units} examples. Freeze what "
+      f"the loss does not use, with trainable=. {_REMEDY}."
     )
+
+
+def check_aux(aux: PyTree) -> None:
+  """Raises if what a loss hands out beside its value are batch statistics.
+
+  Args:
+    aux: of a loss with ``has_aux``, or its abstract value.
+
+  Raises:
+    ValueError: there is a collection ``batch_stats``, as Flax names it.
+
+  Example:
+    >>> check_aux({"batch_stats": {"mean": jnp.zeros(3)}})
+    Traceback (most recent call last):
+    ...
+    ValueError: The loss hands out ['batch_stats/mean'], which are ...
+  """
+  found = [
+    name
+    for path, _ in jax.tree_util.tree_leaves_with_path(aux)
+    if "batch_stats"
+    in (name := jax.tree_util.keystr(path, simple=True, separator="/"))
+  ]
+  if found:
+    raise ValueError(
+      f"The loss hands out {found}, which are statistics of private examples "
+      f"without noise. {_REMEDY}, and take the statistics for evaluation from "
+      "public examples."
+    )
+
+
+def made_up_examples(like: PyTree, num_examples: int, key: Array) -> PyTree:
+  """Random examples of the same shapes and types, without looking at values.
+
+  Args:
+    like: leaves ``[n, ...]``.
+    num_examples: of the result.
+    key: for all of them.
+
+  Returns:
+    Leaves ``[num_examples, ...]``: normal values, bytes, or zeros and ones as
+    may serve as labels and token ids.
+  """
+  rng = _generator(key)
+
+  def draw(x: Any) -> np.ndarray:
+    shape, dtype = (num_examples, *jnp.shape(x)[1:]), jax.dtypes.result_type(x)
+    if jnp.issubdtype(dtype, jnp.floating):
+      return rng.standard_normal(shape, np.float32).astype(dtype)
+    end = 256 if dtype == jnp.uint8 else 2
+    return rng.integers(0, end, shape).astype(dtype)
+
+  return jax.tree.map(draw, like)
+
+
+def _generator(key: Array) -> np.random.Generator:
+  """NumPy's, since JAX would compile a program for every shape."""
+  return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _summed_grad(
+  loss_fn: Callable,
+  has_aux: bool,
+  trained: PyTree,
+  frozen: PyTree,
+  examples: PyTree,
+  keys: Array | None,
+) -> PyTree:
+  def total(trained: PyTree) -> Array:
+    params = per_example.combine_params(trained, frozen)
+    args = (params, examples) if keys is None else (params, examples, keys)
+    axes = (None, *(0 for _ in args[1:]))
+    out = jax.vmap(loss_fn, axes)(*args)
+    return jnp.sum(out[0] if has_aux else out)
+
+  return jax.grad(total)(trained)
 
 
 def _copy_row(batch: PyTree, source: int, target: int) -> PyTree:
@@ -144,8 +216,8 @@ def _copy_row(batch: PyTree, source: int, target: int) -> PyTree:
   )
 
 
-def _step_aside(key: Array, x: Any) -> Array:
-  x = jnp.asarray(x)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
+def _step_aside(rng: np.random.Generator, x: Any) -> Any:
+  if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
     return x
-  return x + (0.1 * jax.random.normal(key, x.shape)).astype(x.dtype)
+  aside = 0.1 * rng.standard_normal(np.shape(x), np.float32)
+  return jnp.asarray(x) + aside.astype(jnp.result_type(x))

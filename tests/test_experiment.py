@@ -10,6 +10,7 @@ import pytest
 
 import jaxdp
 from jaxdp import experiment, optimizers, report
+from jaxdp.experiment import _task
 
 ALL = ["digits", "mnist", "cifar10", "imdb"]
 
@@ -20,7 +21,10 @@ def config_of(name="digits", **changes):
   values = copy.deepcopy(config.to_dict())
   for path, value in changes.items():
     section, _, field = path.partition("__")
-    values[section][field] = value
+    if field:
+      values[section][field] = value
+    else:
+      values[section] = value
   return values
 
 
@@ -38,9 +42,8 @@ def small(**changes):
     "training__seed": 3,
     **changes,
   }
-  config = config_of(**changes)
-  config["sampler"] = {"name": "FullBatch"}
-  return config
+  sampler = changes.pop("sampler", {"name": "FullBatch"})
+  return config_of(sampler=sampler, **changes)
 
 
 def read(config):
@@ -194,6 +197,52 @@ def test_inner_momentum_is_read_from_a_config(tmp_path):
   assert (np.asarray(past[0]) != np.asarray(past[1])).any()
 
 
+def test_public_rows_are_not_trained_on():
+  config = read(small(data__public_examples=37, data__num_examples=1000))
+  private, public = _task.load_train(config)
+  assert len(private["label"]) == 1000
+  assert len(public["label"]) == 37
+  rows = [{x.tobytes() for x in part["image"]} for part in (private, public)]
+  # Digits holds a few images twice.
+  assert len(rows[0] & rows[1]) <= 2
+  again, _ = _task.load_train(config)
+  np.testing.assert_array_equal(again["image"], private["image"])
+  whole, none = _task.load_train(read(small()))
+  assert (len(whole["label"]), none) == (1437, None)
+
+
+@pytest.mark.parametrize("sampler", ["FullBatch", "Buckets"])
+def test_a_rule_that_follows_public_data_trains_from_a_config(
+  sampler, tmp_path
+):
+  config = small(
+    data__public_examples=37,
+    training__public_every=5,
+    training__num_steps=10,
+    training__checkpoint_every=10,
+  )
+  config["rule"] = {"name": "adaptive_layerwise", "l2_clip_norm": 1.0}
+  if sampler == "Buckets":
+    config["sampler"] = {
+      "name": sampler, "expected_batch_size": 100, "num_buckets": 20,
+    }  # fmt: skip
+  state, history = experiment.train(config, tmp_path, progress=False)
+  assert history.statement.sampler["num_examples"] == 1400
+  assert history.ledger.num_steps == 10
+  (scale,) = state.mechanism_state.rule_state.scales
+  assert float(scale) == 1.0  # one layer is its own largest
+
+
+def test_views_of_a_config_are_averaged_in_the_unit(tmp_path):
+  config = small(
+    data__num_views=3, training__num_steps=10, training__checkpoint_every=10
+  )
+  state, _ = experiment.train(config, tmp_path, progress=False)
+  assert int(state.step) == 10
+  task = _task.make_task(read(config), *_task.load_train(read(config)))
+  assert task.has_key
+
+
 def without(section):
   config = small()
   del config[section]
@@ -269,6 +318,27 @@ BAD_CONFIGS = {
   "an unknown field of inner momentum": (
     small(training__inner_momentum={"iterates": 2}),
     "config.training.inner_momentum: .*'iterates'",
+  ),
+  "more rows than there are": (
+    small(data__num_examples=1437, data__public_examples=1),
+    "num_examples=1437 and public_examples=1 of 1437 rows",
+  ),
+  "BatchNorm over single examples": (
+    small(
+      model={"name": "resnet18", "seed": 0, "num_classes": 10, "norm": "batch"}
+    ),
+    "norm='group'",
+  ),
+  "views of a bucket": (
+    small(
+      data__num_views=2,
+      sampler={"name": "Buckets", "expected_batch_size": 9, "num_buckets": 3},
+    ),
+    "num_views is for single examples",
+  ),
+  "a public batch of nothing": (
+    small(training__public_every=3),
+    "public_every needs config.data.public_examples",
   ),
   "an unknown model": (small(model__name="mlpp"), "model must be one of"),
   "an unknown data set": (

@@ -483,7 +483,9 @@ def test_unknown_names_and_options_list_the_known_ones():
   options = {"seed": 0, "num_classes": 10, "input_shape": CIFAR}
   with pytest.raises(ValueError, match=r"mlp, random_.* got 'resnet50'"):
     models.create("resnet50", **options)
-  with pytest.raises(TypeError, match="no option groups; it has num_groups, s"):
+  with pytest.raises(
+    TypeError, match="no option groups; it has norm, num_groups, s"
+  ):
     models.create("resnet18", groups=3, **options)
   with pytest.raises(ValueError, match="num_classes must be >= 1"):
     models.create("mlp", **{**options, "num_classes": 0})

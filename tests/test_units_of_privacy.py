@@ -128,8 +128,9 @@ SAMPLER = sampling.Buckets(
 )
 
 
-def test_records_draw_their_bucket_independently_and_uniformly():
-  sampler = sampling.Buckets(
+def assert_records_draw_their_bucket_alone(cls):
+  """Independently of each other, and uniformly."""
+  sampler = cls(
     num_examples=30, expected_batch_size=12, num_buckets=3, bucket_size=30
   )
   batch = sampler.sample_many(seed=11, first_step=0, num_steps=4000)
@@ -149,6 +150,29 @@ def test_records_draw_their_bucket_independently_and_uniformly():
   # Consecutive cutting would tie a bucket's size to the sample's.
   sizes = (~batch.is_padding_example).sum(axis=2)
   assert sizes[:, 0].var() == pytest.approx(30 * (0.4 / 3) * (1 - 0.4 / 3), 0.1)
+
+
+def test_records_draw_their_bucket_independently_and_uniformly():
+  assert_records_draw_their_bucket_alone(sampling.Buckets)
+
+
+class Consecutive(sampling.Buckets):
+  """A planted error: the sampled list cut into buckets, one after the other."""
+
+  def sample(self, seed, step):
+    batch = super().sample(seed, step)
+    records = batch.indices[~batch.is_padding_example]
+    np.random.default_rng([seed, step]).shuffle(records)
+    indices = np.zeros_like(batch.indices)
+    mask = np.ones_like(batch.is_padding_example)
+    for bucket, some in enumerate(np.array_split(records, self.num_buckets)):
+      indices[bucket, : len(some)], mask[bucket, : len(some)] = some, False
+    return sampling.Batch(indices, mask)
+
+
+def test_consecutive_buckets_are_found():
+  with pytest.raises(AssertionError):
+    assert_records_draw_their_bucket_alone(Consecutive)
 
 
 def test_an_overfull_bucket_keeps_a_random_subset_of_its_own():

@@ -26,7 +26,20 @@ except ImportError as _error:
     "Run: pip install 'jaxdp[data]'"
   ) from _error
 
-from jaxdp.models._classification import accuracy, classification_loss
+from jaxdp.models._classification import (
+  accuracy,
+  bucket_accuracy,
+  bucket_loss,
+  classification_loss,
+)
 from jaxdp.models._create import count_params, create, names
 
-__all__ = ["accuracy", "classification_loss", "count_params", "create", "names"]
+__all__ = [
+  "accuracy",
+  "bucket_accuracy",
+  "bucket_loss",
+  "classification_loss",
+  "count_params",
+  "create",
+  "names",
+]

@@ -1,4 +1,4 @@
-"""Cross-entropy of one example, and evaluation of a whole dataset."""
+"""Cross-entropy of one example or bucket, and evaluation of a data set."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -72,18 +72,95 @@ def accuracy(
     0.6666666666666666
   """
 
+  def logits_fn(params: Params, inputs: jax.Array, _: jax.Array) -> jax.Array:
+    return jax.vmap(apply_fn, (None, 0))(params, inputs)
+
+  return _evaluator(logits_fn, preprocess)
+
+
+@functools.lru_cache(maxsize=64)
+def bucket_loss(
+  apply_fn: ApplyFn, preprocess: PreprocessFn | None = None
+) -> LossFn:
+  """Mean cross-entropy of a bucket, whose statistics the model may use.
+
+  Args:
+    apply_fn: logits of a bucket, as from ``create`` with ``norm="batch"``.
+    preprocess: as for ``classification_loss``.
+
+  Returns:
+    ``loss_fn(params, records)``, for the ``jaxdp.units.Records`` that
+    ``sampling.Buckets`` deals out: the mean over those that are there, 0 for an
+    empty bucket.
+
+  Guarantees:
+    What stands in padding changes no bit, if it is finite.
+
+  References:
+    van Dijk et al. 2022, arXiv:2212.05796 (BatchNorm in batch clipping).
+  """
+
+  def loss_fn(params: Params, records: Any) -> jax.Array:
+    examples, padding = records
+    examples = _prepared(examples, preprocess)
+    logits = apply_fn(params, examples[_input_field(examples)], padding)
+    losses = jax.vmap(_cross_entropy)(logits, examples["label"])
+    count = jnp.maximum(jnp.sum(~padding), 1)
+    return jnp.sum(jnp.where(padding, 0.0, losses)) / count.astype(losses.dtype)
+
+  return loss_fn
+
+
+def bucket_accuracy(
+  apply_fn: ApplyFn,
+  preprocess: PreprocessFn | None = None,
+  *,
+  public_examples: Example | None = None,
+) -> Callable[..., dict[str, float]]:
+  """``accuracy`` for a model that normalises by statistics of its rows.
+
+  Args:
+    apply_fn: logits of a bucket, as from ``create`` with ``norm="batch"``.
+    preprocess: as for ``classification_loss``.
+    public_examples: leaves ``[n, ...]``; what all evaluated examples are
+      normalised by. Without them each batch is normalised by its own
+      statistics, so that an example's logits depend on its batch.
+
+  Returns:
+    As ``accuracy``. No statistic of the training data is used.
+  """
+
+  def logits_fn(
+    params: Params, inputs: jax.Array, padding: jax.Array
+  ) -> jax.Array:
+    if public_examples is None:
+      return apply_fn(params, inputs, padding)
+    public = _prepared(public_examples, preprocess)
+    shown = public[_input_field(public)]
+    mask = jnp.arange(len(shown) + len(inputs)) >= len(shown)
+    logits = apply_fn(params, jnp.concatenate([shown, inputs]), mask)
+    return logits[len(shown) :]
+
+  return _evaluator(logits_fn, preprocess)
+
+
+def _prepared(batch: Example, preprocess: PreprocessFn | None) -> Example:
+  return batch if preprocess is None else jax.vmap(preprocess)(batch)
+
+
+def _evaluator(
+  logits_fn: Callable[[Params, jax.Array, jax.Array], jax.Array],
+  preprocess: PreprocessFn | None,
+) -> Callable[..., dict[str, float]]:
   @jax.jit
   def totals(
     params: Params, batch: Example, is_padding_example: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    def one(example: Example) -> tuple[jax.Array, jax.Array]:
-      if preprocess is not None:
-        example = preprocess(example)
-      logits = apply_fn(params, example[_input_field(example)])
-      label = example["label"]
-      return jnp.argmax(logits) == label, _cross_entropy(logits, label)
-
-    correct, losses = jax.vmap(one)(batch)
+    batch = _prepared(batch, preprocess)
+    inputs, label = batch[_input_field(batch)], batch["label"]
+    logits = logits_fn(params, inputs, is_padding_example)
+    correct = jnp.argmax(logits, axis=1) == label
+    losses = jax.vmap(_cross_entropy)(logits, label)
     return (
       jnp.sum(correct & ~is_padding_example),
       jnp.sum(jnp.where(is_padding_example, 0.0, losses)),

@@ -23,7 +23,7 @@ from jaxdp.models import (
 )
 
 Params = dict[str, Any]
-ApplyFn = Callable[[Params, jax.Array], jax.Array]
+ApplyFn = Callable[..., jax.Array]
 
 # A class, and the arguments that its name stands for.
 _MODELS: dict[str, tuple[type[nnx.Module], tuple[int, ...]]] = {
@@ -75,6 +75,7 @@ def create(
       tanh_cnn               activation="tanh"
       dp_cnn                 activation="tanh", hidden=128
       resnet18, resnet34     stem="imagenet" | "cifar", num_groups=32,
+                             norm="group" | "batch",
                              weight_standardization=False
       wrn_16_4, wrn_40_4     num_groups=16, weight_standardization=False
       lstm                   vocab_size=10_000, embedding_dim=100, hidden=192,
@@ -89,11 +90,16 @@ def create(
     logits ``float32 [num_classes]`` of ONE example ``x`` of ``input_shape``.
     For a batch: ``jax.vmap(apply_fn, (None, 0))``.
 
+    With ``norm="batch"`` it is of a bucket: ``apply_fn(params, x,
+    is_padding_example)``, ``x [rows, *input_shape]`` and bool ``[rows]``, gives
+    ``[rows, num_classes]``, all rows normalised by statistics of those that are
+    not padding. See ``bucket_loss``.
+
   Guarantees:
     Equal arguments give equal parameters and the same ``apply_fn``, so that
     compiled code is found again. Nothing but ``params`` is trained and there
-    is no other state: no BatchNorm, no dropout. A frozen embedding is a public
-    constant.
+    is no other state: no running statistics, no dropout. A frozen embedding is
+    a public constant.
 
   Example:
     >>> params, apply_fn = create(
@@ -180,8 +186,16 @@ def _build(
       for path, (_, shape) in variables.items()
     )
 
-  def apply_fn(params: Params, x: jax.Array) -> jax.Array:
-    if jnp.shape(x) != input_shape:
+  takes_buckets = dict(options).get("norm") == "batch"
+
+  def apply_fn(params: Params, x: jax.Array, *mask: jax.Array) -> jax.Array:
+    if takes_buckets and (len(mask) != 1 or x.shape[1:] != input_shape):
+      raise ValueError(
+        f"model {name!r} with norm='batch' takes a bucket [rows, *{input_shape}"
+        f"] and its padding mask, got shape {jnp.shape(x)}. Train it with "
+        "models.bucket_loss and sampling.Buckets, or use norm='group'."
+      )
+    if not takes_buckets and (mask or jnp.shape(x) != input_shape):
       raise ValueError(
         f"model {name!r} takes ONE example of shape {input_shape}, got shape "
         f"{jnp.shape(x)}. For a batch: jax.vmap(apply_fn, (None, 0))."
@@ -196,8 +210,9 @@ def _build(
         "jaxdp.data.preprocess(name)."
       )
     model = nnx.merge(graphdef, _under_keys(params, paths, name))
-    logits = model(x[None] if is_integer else x[None].astype(dtype))
-    return logits[0].astype(jnp.float32)
+    x = x if is_integer else x.astype(dtype)
+    logits = model(x, *mask) if takes_buckets else model(x[None])[0]
+    return logits.astype(jnp.float32)
 
   return init_fn, apply_fn
 

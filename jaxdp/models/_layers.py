@@ -1,9 +1,4 @@
-"""What several models share. All of it acts on each row of the batch alone.
-
-There is no BatchNorm: it mixes the examples of a batch, so that one example's
-gradient has no bound, and its running statistics would be a release without
-noise.
-"""
+"""What several models share. All but BatchNorm acts on each row alone."""
 
 from collections.abc import Callable, Sequence
 
@@ -71,6 +66,37 @@ class GroupNorm(nnx.GroupNorm):
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
     return super().__call__(x.astype(jnp.float32), mask=mask).astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+  """Normalises each channel over all real rows, which are one unit.
+
+  It keeps no running statistics, which would be a release without noise: what
+  evaluation normalises by is computed from rows that may be shown.
+  """
+
+  def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+    """The gain is 1 and the offset 0 at first."""
+    del rngs
+    self.scale = nnx.Param(jnp.ones(channels))
+    self.bias = nnx.Param(jnp.zeros(channels))
+
+  def __call__(self, x: jax.Array, is_padding_example: jax.Array) -> jax.Array:
+    """In float32, over ``x [rows, height, width, channels]``."""
+    rows, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    real = ~jnp.expand_dims(is_padding_example, range(1, x.ndim))
+    count = jnp.maximum(jnp.sum(real), 1) * (x[0].size // x.shape[-1])
+
+    def mean(values: jax.Array) -> jax.Array:
+      total = jnp.sum(jnp.where(real, values, 0), axes, keepdims=True)
+      return total / count.astype(jnp.float32)
+
+    centred = rows - mean(rows)
+    scaled = centred * jax.lax.rsqrt(mean(jnp.square(centred)) + 1e-5)
+    scale, bias = (
+      jnp.expand_dims(p[...], axes) for p in (self.scale, self.bias)
+    )
+    return (scaled * scale + bias).astype(x.dtype)
 
 
 class Conv(nnx.Conv):

@@ -28,7 +28,10 @@ from jaxdp.sampling._sampler import (
 )
 from jaxdp.sampling._shuffled import Shuffled
 
+SAMPLERS = ("Poisson", "FixedSize", "Shuffled", "FullBatch", "Buckets")
+
 __all__ = [
+  "SAMPLERS",
   "Batch",
   "Buckets",
   "FixedSize",

@@ -69,7 +69,7 @@ class Feed:
     self._sampler = sampler
     self.mesh = mesh
     self._shards = _sharding.num_shards(mesh)
-    self._dataset = dataset
+    self.dataset = dataset
     is_tree = not _is_reader(dataset)
     sampler.check(num_rows(dataset))
     if on_device is None:
@@ -132,13 +132,13 @@ class Feed:
 
   @functools.cached_property
   def _example(self) -> PyTree:
-    return first_row(self._dataset)
+    return first_row(self.dataset)
 
   def _gather(self, indices: np.ndarray) -> PyTree:
     """The rows of several steps; a reader is asked for one step at a time."""
-    if not _is_reader(self._dataset):
-      return jax.tree.map(lambda x: np.take(x, indices, axis=0), self._dataset)
-    steps = [self._dataset[step.ravel()] for step in indices]
+    if not _is_reader(self.dataset):
+      return jax.tree.map(lambda x: np.take(x, indices, axis=0), self.dataset)
+    steps = [self.dataset[step.ravel()] for step in indices]
     return jax.tree.map(
       lambda *x: np.stack(x).reshape(*indices.shape, *x[0].shape[1:]), *steps
     )

@@ -3,17 +3,17 @@
 ``_run.py`` has what it then does.
 """
 
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxdp import per_example, units
+from jaxdp import per_example, probe, units
 from jaxdp.inner_momentum import InnerMomentum
 from jaxdp.mechanism import Mechanism
 from jaxdp.public_batch import PublicBatch
@@ -114,16 +114,18 @@ def fit(
   )
   sampler = _validate(mechanism, sampler, delta, max_epsilon)
   sampler.check(_feed.num_rows(dataset))
-  _check_loss(loss_fn, params, dataset, sampler, trainable, has_aux, has_key)
+  flags: Any = {
+    "trainable": trainable, "has_aux": has_aux, "has_key": has_key,
+  }  # fmt: skip
+  made_up = _made_up_batch(dataset, sampler)
+  _check_loss(loss_fn, params, made_up, flags)
   step = make_train_step(
     loss_fn,
     mechanism,
     optimizer,
     method=performance.method,
     microbatch_size=performance.microbatch_size,
-    trainable=trainable,
-    has_aux=has_aux,
-    has_key=has_key,
+    **flags,
     public_batch=public_batch,
     inner_momentum=inner_momentum,
     ema_decay=ema_decay,
@@ -150,7 +152,17 @@ def fit(
     progress=progress,
     performance=performance,
   )
-  return run(params, dataset, Seeds.make(seed))
+  on_device = performance.data_on_device
+  feed = _feed.Feed(
+    dataset,
+    sampler,
+    performance.mesh,
+    None if on_device == "auto" else on_device,
+  )
+  # Last, since this is the one check that compiles.
+  key = jax.random.key(0, impl="threefry2x32")
+  probe.check_gradients(loss_fn, params, made_up, key=key, **flags)
+  return run(params, feed, Seeds.make(seed))
 
 
 def _check_counts(**counts: Any) -> None:
@@ -163,28 +175,27 @@ def _check_counts(**counts: Any) -> None:
       raise ValueError(f"{name} must be >= 1, got {name}={value}.")
 
 
+def _made_up_batch(dataset: PyTree | _feed.Reader, sampler: Sampler) -> PyTree:
+  """Four units of the same shapes, without looking at a value."""
+  key = jax.random.key(0, impl="threefry2x32")
+  row = _feed.first_row(dataset)
+  shape = (4, *sampler.unit_shape)
+  rows = probe.made_up_examples(row, math.prod(shape), key)
+  if not sampler.unit_shape:
+    return rows
+  records = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
+  return units.Records(records, np.zeros(shape, bool))  # type: ignore[arg-type]
+
+
 def _check_loss(
-  loss_fn: Callable,
-  params: PyTree,
-  dataset: PyTree | _feed.Reader,
-  sampler: Sampler,
-  trainable: per_example.Trainable,
-  has_aux: bool,
-  has_key: bool,
+  loss_fn: Callable, params: PyTree, batch: PyTree, flags: dict[str, Any]
 ) -> None:
-  """Traces the gradient of one unit, which raises if it is not right."""
-  grads_fn = per_example.per_example_grads(
-    loss_fn, "stacked", trainable=trainable, has_aux=has_aux, has_key=has_key
-  )
-  key = jax.random.key(0, impl="threefry2x32") if has_key else None
-  batch = _feed.first_row(dataset)
-  if sampler.unit_shape:
-    shape = (1, *sampler.unit_shape)
-    batch = units.Records(
-      jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *x.shape[1:])), batch),
-      jnp.zeros(shape, bool),
-    )
-  jax.eval_shape(lambda p, b: grads_fn(p, b, key=key), params, batch)
+  """Traces the gradient of a unit, which raises if it is not right."""
+  grads_fn = per_example.per_example_grads(loss_fn, "stacked", **flags)
+  key = jax.random.key(0, impl="threefry2x32") if flags["has_key"] else None
+  out = jax.eval_shape(lambda p, b: grads_fn(p, b, key=key), params, batch)
+  if flags["has_aux"]:
+    probe.check_aux(out[1])
 
 
 def _validate(

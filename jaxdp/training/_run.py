@@ -91,13 +91,9 @@ class Run:
   performance: PerformanceFlags
 
   def __call__(
-    self, params: PyTree, dataset: PyTree, seeds: Seeds
+    self, params: PyTree, feed: _feed.Feed, seeds: Seeds
   ) -> tuple[TrainState, History]:
     mechanism, mesh = self.step.mechanism, self.performance.mesh
-    on_device = self.performance.data_on_device
-    feed = _feed.Feed(
-      dataset, self.sampler, mesh, None if on_device == "auto" else on_device
-    )
     size = self._steps_per_call(feed)
     state = self.step.init(params, seeds.noise_key(0))
     state = _sharding.place(state, mesh)
@@ -109,7 +105,7 @@ class Run:
     self._fingerprint = functools.cache(
       lambda: _resume.fingerprint(
         program=program().digest,
-        dataset=_feed.digest(dataset),
+        dataset=_feed.digest(feed.dataset),
         # A call of another length is another program.
         calls=[size, self.num_steps, self.every],
       )

@@ -1,23 +1,15 @@
-"""From a config to a run: the one place that reads a ConfigDict.
-
-``train`` and ``evaluate`` are what the scripts call. A config names a data set,
-a model, a clipping rule, a sampler, an optimizer and a budget;
-``ExperimentConfig`` checks all of it before anything is loaded or compiled.
-"""
+"""A config, read and checked: the one place that knows a ConfigDict."""
 
 import dataclasses
 import inspect
-import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax
-import numpy as np
 import optax
 from dp_accounting import NeighboringRelation
 
 import jaxdp
-from jaxdp import budget, clipping, data, models, optimizers, sampling, training
+from jaxdp import clipping, optimizers, sampling, training
 from jaxdp.mechanism import Mechanism
 
 # By section, the values that must be there, and those that may.
@@ -31,6 +23,8 @@ _FIT = set(inspect.signature(training.fit).parameters) - {
   "max_epsilon",
   "sampler",
   "eval_fn",
+  "has_aux",
+  "has_key",
   "public_batch",
   "workdir",
   "config",
@@ -39,7 +33,10 @@ _FIT = set(inspect.signature(training.fit).parameters) - {
 }
 _FLAGS = {f.name for f in dataclasses.fields(training.PerformanceFlags)}
 _VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {
-  "data": ({"name", "data_dir", "cache_dir"}, set()),
+  "data": (
+    {"name", "data_dir", "cache_dir"},
+    {"num_examples", "num_views", "public_examples"},
+  ),
   "model": ({"name", "seed", "num_classes"}, None),
   "rule": ({"name"}, None),
   "sampler": ({"name"}, None),
@@ -54,7 +51,7 @@ _VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {
     {"noise_schedule"},
   ),
   "optimizer": ({"name", "learning_rate", "schedule", "warmup_steps"}, None),
-  "training": ({"num_steps"}, _FIT),
+  "training": ({"num_steps"}, _FIT | {"public_every"}),
   "performance": (set(), _FLAGS - {"mesh"}),
 }
 _OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
@@ -70,7 +67,10 @@ class ExperimentConfig:
   """A config, section by section, as plain dicts.
 
   Attributes:
-    data: ``name``, and ``data_dir``, ``cache_dir`` or None.
+    data: ``name``, and ``data_dir``, ``cache_dir`` or None; maybe
+      ``public_examples``, how many of the training rows to set aside as public
+      (by a fixed draw; they are not trained on), ``num_examples``, how many of
+      the others to train on, and ``num_views`` of ``units.mean_over_views``.
     model: ``name``, ``seed`` of the initial parameters, ``num_classes``, and
       the model's options.
     rule: ``name`` of a factory in ``jaxdp.clipping``, and its arguments, and
@@ -85,7 +85,7 @@ class ExperimentConfig:
       "cosine"), ``warmup_steps``, and the optimizer's options.
     training: ``num_steps``, ``seed`` (None: from the operating system),
       and other arguments of ``jaxdp.fit``; ``inner_momentum`` holds the fields
-      of ``jaxdp.InnerMomentum``.
+      of ``jaxdp.InnerMomentum``, ``public_every`` is that of ``PublicBatch``.
     performance: fields of ``jaxdp.PerformanceFlags`` but the mesh, which is all
       devices.
   """
@@ -164,7 +164,7 @@ class ExperimentConfig:
     """The sampler, for a data set of this length."""
     values = {**self.sampler, "num_examples": num_examples}
     sampler: sampling.Sampler = _call(
-      "sampler", values, budget.SAMPLERS, sampling
+      "sampler", values, sampling.SAMPLERS, sampling
     )
     return sampler
 
@@ -229,120 +229,3 @@ def _call(
     return make(**values)
   except TypeError as error:
     raise ValueError(f"config.{section}: {error}") from error
-
-
-def load(config: ExperimentConfig, split: str) -> dict[str, np.ndarray]:
-  """The arrays of one split of the config's data set."""
-  return data.load(
-    config.data["name"],
-    split,
-    data_dir=config.data["data_dir"],
-    cache_dir=config.data["cache_dir"],
-  )
-
-
-def make_model(
-  config: ExperimentConfig, dataset: Mapping[str, np.ndarray]
-) -> tuple[Any, Callable, Callable]:
-  """``(params, loss_fn, evaluate)`` of a config, for data of this shape."""
-  options = dict(config.model)
-  inputs = dataset["image"] if "image" in dataset else dataset["text"]
-  params, apply_fn = models.create(
-    options.pop("name"), input_shape=inputs.shape[1:], **options
-  )
-  preprocess = data.preprocess(config.data["name"])
-  loss_fn = models.classification_loss(apply_fn, preprocess)
-  return params, loss_fn, models.accuracy(apply_fn, preprocess)
-
-
-def train(
-  config: Any, workdir: str | pathlib.Path, *, progress: bool = True
-) -> tuple[training.TrainState, training.History]:
-  """Runs a config in a run directory, resuming what is there.
-
-  Args:
-    config: see ``ExperimentConfig``.
-    workdir: gets everything a run leaves behind, see ``jaxdp.fit``.
-    progress: show a progress bar.
-
-  Returns:
-    As ``jaxdp.fit``.
-  """
-  config = ExperimentConfig.from_config_dict(config)
-  optimizer = config.make_optimizer()
-  config.make_rule()
-  dataset, test = load(config, "train"), load(config, "test")
-  num_examples = len(next(iter(dataset.values())))
-  mechanism = config.make_mechanism(num_examples)
-  params, loss_fn, evaluate = make_model(config, dataset)
-
-  def eval_fn(params: Any) -> dict[str, float]:
-    return {f"test_{k}": v for k, v in evaluate(params, test).items()}
-
-  options = dict(config.training)
-  options.pop("num_steps")
-  if options.get("inner_momentum") is not None:
-    options["inner_momentum"] = config.make_inner_momentum()
-  devices = jax.devices()
-  return training.fit(
-    loss_fn,
-    params,
-    dataset,
-    mechanism,
-    optimizer,
-    num_steps=config.training["num_steps"],
-    sampler=None if mechanism else config.make_sampler(num_examples),
-    delta=config.privacy["delta"],
-    max_epsilon=config.privacy["max_epsilon"] if mechanism else None,
-    eval_fn=eval_fn,
-    workdir=workdir,
-    config=config.to_dict(),
-    progress=progress,
-    performance=training.PerformanceFlags(
-      **config.performance,
-      mesh=training.data_mesh(devices) if len(devices) > 1 else None,
-    ),
-    **options,
-  )
-
-
-def evaluate(
-  config: Any, workdir: str | pathlib.Path, split: str = "test"
-) -> dict[str, float]:
-  """Accuracy and loss of a run's released parameters.
-
-  Args:
-    config: that of the run.
-    workdir: the run directory, or its ``release/`` folder.
-    split: which data; on private data the numbers are *sensitive*.
-  """
-  config = ExperimentConfig.from_config_dict(config)
-  dataset = load(config, split)
-  params, _, evaluate_fn = make_model(config, dataset)
-  params = training.load_release(workdir, params)
-  result: dict[str, float] = evaluate_fn(params, dataset)
-  return result
-
-
-def plan(config: Any, num_examples: int | None = None) -> budget.Budget:
-  """What a config will cost; its noise is found if it names a target.
-
-  Args:
-    config: see ``ExperimentConfig``.
-    num_examples: rows of the data set; None to load it and see.
-  """
-  config = ExperimentConfig.from_config_dict(config)
-  if num_examples is None:
-    num_examples = len(next(iter(load(config, "train").values())))
-  mechanism = config.make_mechanism(num_examples)
-  if mechanism is None:
-    raise ValueError(
-      "config.rule.name is 'none': this training is not private, epsilon is "
-      "infinite. Name a rule, such as 'flat'."
-    )
-  return budget.Budget.of(
-    mechanism,
-    config.training["num_steps"],
-    config.privacy["delta"],
-    None if config.privacy["target_epsilon"] is None else "noise_multiplier",
-  )

@@ -1,0 +1,120 @@
+"""What a config trains: data, a model, and the loss of one unit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdp
+from jaxdp import data, models, sampling, units
+from jaxdp.experiment._config import ExperimentConfig
+
+Examples: TypeAlias = Mapping[str, np.ndarray]
+
+
+def load(config: ExperimentConfig, split: str) -> dict[str, np.ndarray]:
+  """The arrays of one split of the config's data set."""
+  return data.load(
+    config.data["name"],
+    split,
+    data_dir=config.data["data_dir"],
+    cache_dir=config.data["cache_dir"],
+  )
+
+
+def load_train(config: ExperimentConfig) -> tuple[Examples, Examples | None]:
+  """The private examples that train, and the public ones that do not."""
+  dataset = load(config, "train")
+  num_public = config.data.get("public_examples") or 0
+  num_private = config.data.get("num_examples")
+  available = len(next(iter(dataset.values())))
+  if num_private is None:
+    num_private = available - num_public
+  if not (num_public >= 0 and 0 < num_private <= available - num_public):
+    raise ValueError(
+      f"config.data asks for num_examples={num_private} and public_examples="
+      f"{num_public} of {available} rows. Ask for less."
+    )
+  if num_private == available:
+    return dataset, None
+  order = np.random.default_rng(0).permutation(available)
+  public, private = np.split(order[: num_public + num_private], [num_public])
+  private_rows, public_rows = (
+    {name: rows[np.sort(where)] for name, rows in dataset.items()}
+    for where in (private, public)
+  )
+  return private_rows, public_rows if num_public else None
+
+
+class Task(NamedTuple):
+  """What a config trains: parameters, the loss of one unit, its evaluation."""
+
+  params: Any
+  loss_fn: Callable
+  has_key: bool
+  evaluate: Callable[..., dict[str, float]]
+
+
+def make_task(
+  config: ExperimentConfig, dataset: Examples, public: Examples | None
+) -> Task:
+  """The task of a config, for data of this shape."""
+  options = dict(config.model)
+  inputs = dataset["image"] if "image" in dataset else dataset["text"]
+  params, apply_fn = models.create(
+    options.pop("name"), input_shape=inputs.shape[1:], **options
+  )
+  preprocess = data.preprocess(config.data["name"])
+  num_views = config.data.get("num_views")
+  in_buckets = config.sampler["name"] == "Buckets"
+  if in_buckets and num_views is not None:
+    raise ValueError(
+      "config.data.num_views is for single examples, and sampler.name is "
+      "'Buckets'. Leave one of them out."
+    )
+  if options.get("norm") == "batch":
+    if not in_buckets:
+      raise ValueError(
+        "config.model.norm is 'batch', which couples the examples of a batch. "
+        "Clip buckets (config.sampler.name = 'Buckets'), or use norm='group'."
+      )
+    return Task(
+      params,
+      models.bucket_loss(apply_fn, preprocess),
+      False,
+      models.bucket_accuracy(apply_fn, preprocess, public_examples=public),
+    )
+  loss_fn: Callable = models.classification_loss(apply_fn, preprocess)
+  if in_buckets:
+    loss_fn = units.mean_over_records(loss_fn)
+  if num_views is not None:
+    augment = units.random_crop_and_flip
+    loss_fn = units.mean_over_views(loss_fn, augment, num_views)
+  evaluate = models.accuracy(apply_fn, preprocess)
+  return Task(params, loss_fn, num_views is not None, evaluate)
+
+
+def make_public_batch(
+  config: ExperimentConfig, sampler: sampling.Sampler, public: Examples | None
+) -> jaxdp.PublicBatch | None:
+  """What a rule that follows public data looks at; None if it does not."""
+  every = config.training.get("public_every")
+  if every is None:
+    return None
+  if public is None:
+    raise ValueError(
+      "config.training.public_every needs config.data.public_examples > 0."
+    )
+  if not sampler.unit_shape:
+    return jaxdp.PublicBatch(public, every)
+  (size,) = sampler.unit_shape
+  count = len(next(iter(public.values()))) // size
+  if not count:
+    raise ValueError(f"config.data.public_examples must fill {size} places.")
+  records = {
+    name: rows[: count * size].reshape(count, size, *rows.shape[1:])
+    for name, rows in public.items()
+  }
+  mask = jnp.zeros((count, size), bool)
+  return jaxdp.PublicBatch(units.Records(records, mask), every)
