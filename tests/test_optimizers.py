@@ -240,6 +240,15 @@ def test_rate_and_clip_norm_trade_off_while_all_units_are_clipped():
   assert_close(a[0]["bias"], 4 * b[0]["bias"], 1e-5)
 
 
+def test_outer_momentum_of_zero_is_plain():
+  """METHODS 5.9."""
+  plain, none = (
+    run(optimizers.dp_sgd(mechanism_of(), KEY, 0.3, momentum=momentum))
+    for momentum in (None, 0.0)
+  )
+  jax.tree.map(np.testing.assert_array_equal, plain, none)
+
+
 def test_normalized_does_not_depend_on_the_clip_norm_while_all_exceed_it():
   """METHODS 5.13."""
   a, b = (sgd_run(clipping.normalized(c), 0.3) for c in (0.5, 2.0))

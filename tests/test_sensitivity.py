@@ -193,3 +193,44 @@ def test_some_neighbour_is_as_far_as_declared(rule, engine, kind, relation):
   place = 1 if kind == "bucket" else RECORDS
   one, other = neighbours(kind, relation, rows, place, padding)
   assert distance(rule, engine, kind, relation, one, other) >= 0.99
+
+
+def releases(rows, absent, mechanism):
+  """From seeds to what a release says of the first coordinate."""
+  fn = jaxdp.clipped_sum(lambda w, x: w @ x, mechanism.rule)
+  summed, _ = fn(jnp.ones(2), rows, jnp.asarray(absent))
+
+  @jax.jit
+  @jax.vmap
+  def run(seed):
+    state = mechanism.init(jnp.ones(2), jax.random.key(seed))
+    return mechanism.release(summed, state)[0][0]
+
+  return run
+
+
+def test_a_canary_shows_as_much_as_is_claimed_and_no_more():
+  """METHODS 5.16: norm 1e6 along one coordinate, in every batch."""
+  mechanism = jaxdp.Mechanism(
+    clipping.flat(1.0), jaxdp.sampling.FullBatch(4), noise_multiplier=1.25
+  )
+  rows = jnp.zeros((4, 2)).at[0, 0].set(1e6)
+  absent = np.zeros(4, bool)
+  out, canary = (
+    np.asarray(releases(rows, mask, mechanism)(seeds))
+    for mask, seeds in (
+      (absent | (np.arange(4) == 0), jnp.arange(4000)),
+      (absent, jnp.arange(4000, 8000)),
+    )
+  )
+  claimed = 1 / 1.25
+  assert claimed * 0.8 <= lower_bound(out, canary) <= claimed
+  null = np.array_split(out, 2)
+  assert abs(lower_bound(*null)) <= 0.2
+
+
+def lower_bound(out, canary):
+  """Of mu, at 99.9 %: from the difference of means of two normal samples."""
+  spread = np.sqrt(np.var(out) + np.var(canary)) / np.sqrt(2)
+  error = np.sqrt(1 / len(out) + 1 / len(canary))
+  return (canary.mean() - out.mean()) / spread - 3.1 * error

@@ -10,7 +10,15 @@ from scipy import stats
 import jaxdp
 from jaxdp import NeighboringRelation, clipping, sampling, units
 from tests import toy
-from tests.units import PARAMS, loop, loss_fn, normal
+from tests.units import (
+  BATCH,
+  PARAMS,
+  UNITS,
+  expected_gradients,
+  loop,
+  loss_fn,
+  normal,
+)
 
 KEY = jax.random.key(5)
 CAPACITY = 4
@@ -173,6 +181,21 @@ class Consecutive(sampling.Buckets):
 def test_consecutive_buckets_are_found():
   with pytest.raises(AssertionError):
     assert_records_draw_their_bucket_alone(Consecutive)
+
+
+def test_buckets_of_one_are_single_examples_and_one_bucket_is_the_batch():
+  """METHODS 5.5: the mean of one is itself; the mean of all is clipped."""
+  rule, empty = clipping.flat(0.3), np.zeros((UNITS, 1), bool)
+  loss = units.mean_over_records(loss_fn)
+  singles = units.Records(jax.tree.map(lambda x: x[:, None], BATCH), empty)
+  alone, _ = jaxdp.clipped_sum(loss, rule)(PARAMS, singles)
+  plain, _ = jaxdp.clipped_sum(loss_fn, rule)(PARAMS, BATCH)
+  close(alone.grads, plain.grads)
+  whole = units.Records(jax.tree.map(lambda x: x[None], BATCH), empty.T)
+  together, _ = jaxdp.clipped_sum(loss, rule)(PARAMS, whole)
+  mean = jax.tree.map(lambda g: g.mean(0), expected_gradients())
+  clipped, _ = optax.clip_by_global_norm(0.3).update(mean, ())
+  close(together.grads, clipped)
 
 
 def test_an_overfull_bucket_keeps_a_random_subset_of_its_own():
