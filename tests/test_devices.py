@@ -84,6 +84,36 @@ def test_microbatches_on_devices_change_nothing(alone):
   toy.assert_close(state.params, alone)
 
 
+UNITS = {
+  "buckets": {
+    "loss_fn": jaxdp.units.mean_over_records(toy.loss_fn),
+    "mechanism": toy.mechanism(
+      jaxdp.sampling.Buckets(
+        num_examples=48, expected_batch_size=12, num_buckets=6, bucket_size=6
+      )
+    ),
+  },
+  "inner momentum": {"inner_momentum": jaxdp.InnerMomentum(3)},
+  "a public batch": {
+    "mechanism": toy.mechanism(rule=jaxdp.clipping.preconditioned(0.3)),
+    "public_batch": jaxdp.PublicBatch(toy.dataset(5, seed=3), 1),
+  },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNITS)
+def test_every_kind_of_unit_is_shared_among_devices(name):
+  one, eight = (
+    toy.fit(
+      **{"num_steps": 3, "seed": 5, **UNITS[name]},
+      performance=jaxdp.PerformanceFlags(mesh=where),
+    )[0]
+    for where in (None, mesh(8))
+  )
+  toy.assert_close(eight.params, one.params)
+
+
 @pytest.mark.slow
 def test_training_without_privacy_is_shared_among_devices_too():
   changes = {"mechanism": None, "sampler": toy.poisson(), "seed": 5}
