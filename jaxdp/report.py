@@ -1,19 +1,23 @@
-"""One self-contained HTML page for a run: accuracy, privacy, configuration.
+"""Self-contained HTML pages: of a run, and of a study.
 
 `write_report` reads the files of a run directory and nothing else, so that a
 report can be made again later, on another machine, without the data. Numbers
 come from those files as they stand; the only arithmetic is what the
 (epsilon, delta) of the statement says to an attacker. Read this file, then
-`_report_view.py` (what is said), `_report_chart.py` and `_report.html.jinja`
-(how it looks).
+`_report_view.py` (what is said), `_report_chart.py` and `templates/` (how it
+looks).
 
     jaxdp.report.write_report("runs/digits")    # writes runs/digits/report.html
+
+`write_study` puts sections of text, tables and figures on a page of its kind;
+`jaxdp.studies` says what is in them.
 
 Needs the extra ``jaxdp[studies]`` (jinja2) when called, not when imported.
 """
 
+import dataclasses
 import datetime
-import importlib.resources
+import io
 import json
 import os
 import pathlib
@@ -56,22 +60,93 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
     raise FileNotFoundError(
       f"no run directory at {workdir}; give the --workdir of a finished run"
     )
-  page = _page(workdir)
-  path = workdir / "report.html"
-  partial = workdir / "report.html.partial"
+  return _write(_page(workdir), workdir / "report.html")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+  """A part of a study's page, its fields shown in this order.
+
+  Attributes:
+    title: its heading.
+    texts: paragraphs.
+    table: rows of cells, the first one the header.
+    figure: of matplotlib.
+    caption: of the figure; also what a screen reader says.
+    code: shown as it is.
+  """
+
+  title: str
+  texts: Sequence[str] = ()
+  table: Sequence[Sequence[str]] = ()
+  figure: Any = None
+  caption: str = ""
+  code: str = ""
+
+
+def write_study(
+  path: str | os.PathLike[str],
+  *,
+  name: str,
+  subtitle: str,
+  sections: Sequence[Section],
+) -> pathlib.Path:
+  """Writes the page of a study and returns its path.
+
+  Args:
+    path: of the HTML file.
+    name: the page's heading.
+    subtitle: below it.
+    sections: in their order.
+
+  Guarantees:
+    The page stands alone, as that of ``write_report``; text is escaped.
+  """
+  drawn = [
+    dataclasses.replace(s, figure=None if s.figure is None else _svg(s.figure))
+    for s in sections
+  ]
+  page = _render(
+    "study.html.jinja", name=name, subtitle=subtitle, sections=drawn
+  )
+  return _write(page, pathlib.Path(path))
+
+
+def _svg(figure: Any) -> str:
+  """A figure of matplotlib as an ``<svg>`` element."""
+  file = io.StringIO()
+  figure.savefig(file, format="svg", metadata={"Date": None})
+  text = file.getvalue()
+  return text[text.index("<svg") :]
+
+
+def _write(page: str, path: pathlib.Path) -> pathlib.Path:
+  """Either the whole page or the one before."""
+  partial = path.with_name(path.name + ".partial")
   partial.write_text(page, encoding="utf-8")
   partial.replace(path)
   return path
 
 
-def _page(workdir: pathlib.Path) -> str:
-  """The page's HTML, from the files of the run directory."""
+def _render(template: str, **values: Any) -> str:
   try:
     import jinja2
   except ImportError as error:
     raise ImportError(
       "jaxdp.report needs jinja2; run: pip install 'jaxdp[studies]'"
     ) from error
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("jaxdp"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return environment.get_template(template).render(**values)
+
+
+def _page(workdir: pathlib.Path) -> str:
+  """The page's HTML, from the files of the run directory."""
   statement_path = workdir / "privacy_statement.json"
   config = _read_object(workdir / "config.json")
   metrics = _read_metrics(workdir / "metrics.jsonl")
@@ -81,14 +156,8 @@ def _page(workdir: pathlib.Path) -> str:
   finished = datetime.datetime.fromtimestamp(
     statement_path.stat().st_mtime, datetime.UTC
   )
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  template = importlib.resources.files("jaxdp") / "_report.html.jinja"
-  return environment.from_string(template.read_text(encoding="utf-8")).render(
+  return _render(
+    "run.html.jinja",
     name=str(config.get("name") or workdir.resolve().name),
     subtitle=view.subtitle(config, versions),
     finished=f"{finished:%d %B %Y, %H:%M} UTC".lstrip("0"),

@@ -10,9 +10,8 @@ import pytest
 
 import jaxdp
 from jaxdp import experiment, optimizers, report
-from jaxdp.experiment import _task
 
-ALL = ["digits", "mnist", "cifar10", "imdb"]
+ALL = ["digits", "dp_psasc", "mnist", "cifar10", "imdb"]
 
 
 def config_of(name="digits", **changes):
@@ -199,16 +198,17 @@ def test_inner_momentum_is_read_from_a_config(tmp_path):
 
 def test_public_rows_are_not_trained_on():
   config = read(small(data__public_examples=37, data__num_examples=1000))
-  private, public = _task.load_train(config)
+  private, public, rest = experiment.load_train(config)
+  assert len(rest["label"]) == 400
   assert len(private["label"]) == 1000
   assert len(public["label"]) == 37
   rows = [{x.tobytes() for x in part["image"]} for part in (private, public)]
   # Digits holds a few images twice.
   assert len(rows[0] & rows[1]) <= 2
-  again, _ = _task.load_train(config)
+  again = experiment.load_train(config).private
   np.testing.assert_array_equal(again["image"], private["image"])
-  whole, none = _task.load_train(read(small()))
-  assert (len(whole["label"]), none) == (1437, None)
+  whole, *none = experiment.load_train(read(small()))
+  assert (len(whole["label"]), none) == (1437, [None, None])
 
 
 @pytest.mark.parametrize("sampler", ["FullBatch", "Buckets"])
@@ -239,7 +239,8 @@ def test_views_of_a_config_are_averaged_in_the_unit(tmp_path):
   )
   state, _ = experiment.train(config, tmp_path, progress=False)
   assert int(state.step) == 10
-  task = _task.make_task(read(config), *_task.load_train(read(config)))
+  rows = experiment.load_train(read(config))
+  task = experiment.make_task(read(config), rows.private, rows.public)
   assert task.has_key
 
 

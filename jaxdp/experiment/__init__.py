@@ -7,5 +7,24 @@ data set, a model, a clipping rule, a sampler, an optimizer and a budget;
 
 from jaxdp.experiment._config import ExperimentConfig
 from jaxdp.experiment._run import evaluate, plan, train
+from jaxdp.experiment._task import (
+  Rows,
+  Task,
+  load,
+  load_train,
+  make_public_batch,
+  make_task,
+)
 
-__all__ = ["ExperimentConfig", "evaluate", "plan", "train"]
+__all__ = [
+  "ExperimentConfig",
+  "Rows",
+  "Task",
+  "evaluate",
+  "load",
+  "load_train",
+  "make_public_batch",
+  "make_task",
+  "plan",
+  "train",
+]

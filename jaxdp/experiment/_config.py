@@ -175,10 +175,13 @@ class ExperimentConfig:
     except TypeError as error:
       raise ValueError(f"config.training.inner_momentum: {error}") from error
 
-  def make_optimizer(self) -> optax.GradientTransformation:
-    """The optimizer of the released means."""
+  def make_optimizer(
+    self, learning_rate: Any = None
+  ) -> optax.GradientTransformation:
+    """The optimizer of the released means; at another rate if one is given."""
     values = dict(self.optimizer)
     rate, num_steps = values.pop("learning_rate"), self.training["num_steps"]
+    rate = rate if learning_rate is None else learning_rate
     schedule, warmup = values.pop("schedule"), values.pop("warmup_steps")
     if schedule == "cosine":
       rate = optax.warmup_cosine_decay_schedule(

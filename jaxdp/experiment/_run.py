@@ -31,7 +31,8 @@ def train(
   config = ExperimentConfig.from_config_dict(config)
   optimizer = config.make_optimizer()
   config.make_rule()
-  (dataset, public), test = load_train(config), load(config, "test")
+  dataset, public, _ = load_train(config)
+  test = load(config, "test")
   num_examples = len(next(iter(dataset.values())))
   mechanism = config.make_mechanism(num_examples)
   sampler = config.make_sampler(num_examples)
@@ -82,7 +83,7 @@ def evaluate(
   """
   config = ExperimentConfig.from_config_dict(config)
   dataset = load(config, split)
-  task = make_task(config, dataset, load_train(config)[1])
+  task = make_task(config, dataset, load_train(config).public)
   params = training.load_release(workdir, task.params)
   return task.evaluate(params, dataset)
 
@@ -96,7 +97,7 @@ def plan(config: Any, num_examples: int | None = None) -> budget.Budget:
   """
   config = ExperimentConfig.from_config_dict(config)
   if num_examples is None:
-    num_examples = len(next(iter(load_train(config)[0].values())))
+    num_examples = len(next(iter(load_train(config).private.values())))
   mechanism = config.make_mechanism(num_examples)
   if mechanism is None:
     raise ValueError(

@@ -23,8 +23,16 @@ def load(config: ExperimentConfig, split: str) -> dict[str, np.ndarray]:
   )
 
 
-def load_train(config: ExperimentConfig) -> tuple[Examples, Examples | None]:
-  """The private examples that train, and the public ones that do not."""
+class Rows(NamedTuple):
+  """The training split, in three; a part is None if it holds nothing."""
+
+  private: Examples  # trained on
+  public: Examples | None
+  rest: Examples | None  # neither: for validation
+
+
+def load_train(config: ExperimentConfig) -> Rows:
+  """The rows that train, and those that do not."""
   dataset = load(config, "train")
   num_public = config.data.get("public_examples") or 0
   num_private = config.data.get("num_examples")
@@ -37,14 +45,15 @@ def load_train(config: ExperimentConfig) -> tuple[Examples, Examples | None]:
       f"{num_public} of {available} rows. Ask for less."
     )
   if num_private == available:
-    return dataset, None
+    return Rows(dataset, None, None)
   order = np.random.default_rng(0).permutation(available)
-  public, private = np.split(order[: num_public + num_private], [num_public])
-  private_rows, public_rows = (
+  parts = np.split(order, [num_private, num_private + num_public])
+  private, public, rest = (
     {name: rows[np.sort(where)] for name, rows in dataset.items()}
-    for where in (private, public)
+    for where in parts
   )
-  return private_rows, public_rows if num_public else None
+  empty = num_private + num_public == available
+  return Rows(private, public if num_public else None, None if empty else rest)
 
 
 class Task(NamedTuple):

@@ -1,0 +1,224 @@
+"""Many trainings by few compiled programs.
+
+Runs that differ in numbers alone (clip norm, noise, learning rate, seeds) share
+a program, whose steps are one scan over rows that were drawn beforehand. The
+step is that of ``jaxdp.fit``, by the same sampler.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+import jaxdp
+from jaxdp import accounting, experiment, noise, training
+from jaxdp.experiment import ExperimentConfig
+from jaxdp.mechanism import Mechanism
+from jaxdp.sampling import Sampler
+from jaxdp.studies._design import Design, Run
+
+
+class Results:
+  """The runs that were made, one JSON object a line.
+
+  A line that a crash cut short is dropped when the file is opened, so that its
+  run is made again.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = pathlib.Path(path)
+    self.rows: list[dict[str, Any]] = []
+    if self._path.exists():
+      lines = self._path.read_text().splitlines(keepends=True)
+      if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        self._path.write_text("".join(lines))
+      self.rows = [json.loads(line) for line in lines]
+    self._keys = {row["key"] for row in self.rows}
+
+  def __contains__(self, run: Run) -> bool:
+    return run.key in self._keys
+
+  def of(self, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The rows of these runs, as far as they were made."""
+    keys = {run.key for run in runs}
+    return [row for row in self.rows if row["key"] in keys]
+
+  def add(self, run: Run, outcome: dict[str, Any]) -> None:
+    """Keeps a run, on disk before this returns."""
+    row = {"key": run.key, **json.loads(run.key), **outcome}
+    with self._path.open("a") as file:
+      file.write(json.dumps(row, allow_nan=True) + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    self.rows.append(row)
+    self._keys.add(run.key)
+
+
+class Sweep:
+  """Makes the runs of a design.
+
+  Args:
+    design: whose base and overrides make the configs.
+  """
+
+  def __init__(self, design: Design):
+    self._design = design
+    self._programs: dict[str, _Program] = {}
+
+  def __call__(self, run: Run) -> dict[str, Any]:
+    """Trains and evaluates; what ``Results`` keeps of it."""
+    values = self._design.config(run)
+    config = ExperimentConfig.from_config_dict(values)
+    program = self._program(values)
+    mechanism = program.mechanism(config)
+    begin = time.perf_counter()
+    params = program.train(config, mechanism)
+    validation, test = program.evaluate(params)
+    num_steps = config.training["num_steps"]
+    delta = config.privacy["delta"]
+    return {
+      "noise_multiplier": mechanism.sigma,
+      "epsilon": _epsilon(accounting.Plan.of(mechanism), num_steps, delta),
+      "delta": delta,
+      "learning_rate": config.optimizer["learning_rate"],
+      "validation_accuracy": validation["accuracy"],
+      "test_accuracy": test["accuracy"],
+      "test_loss": test["loss"],
+      "seconds": time.perf_counter() - begin,
+    }
+
+  def _program(self, values: dict[str, Any]) -> "_Program":
+    structure = {
+      **values,
+      "rule": None,
+      "privacy": None,
+      "model": {**values["model"], "seed": 0},
+      "optimizer": {**values["optimizer"], "learning_rate": 0.0},
+      "training": {**values["training"], "seed": 0},
+    }
+    key = json.dumps(structure, sort_keys=True)
+    if key not in self._programs:
+      config = ExperimentConfig.from_config_dict(values)
+      self._programs[key] = _Program(config, self._design.num_validation)
+    return self._programs[key]
+
+
+class _Program:
+  """Data, model and compiled training of configs that differ in numbers."""
+
+  def __init__(self, config: ExperimentConfig, num_validation: int):
+    self._config = config
+    self._data, self._public, rest = experiment.load_train(config)
+    if rest is None or len(rest["label"]) < num_validation:
+      raise ValueError(
+        f"num_validation={num_validation} rows are not left over. Lower "
+        "base.data.num_examples, or num_validation."
+      )
+    self._validation = {name: x[:num_validation] for name, x in rest.items()}
+    self._test = experiment.load(config, "test")
+    self._num_examples = len(self._data["label"])
+    self._device_data = jax.device_put(dict(self._data))
+    self._task = experiment.make_task(config, self._data, self._public)
+    self._train = jax.jit(self._training)
+
+  def mechanism(self, config: ExperimentConfig) -> Mechanism:
+    """With the noise that the config names, or that meets its target."""
+    rule = config.make_rule()
+    if rule is None:
+      raise ValueError("A study takes private arms; rule.name is 'none'.")
+    sampler = config.make_sampler(self._num_examples)
+    privacy = config.privacy
+    sigma = privacy["noise_multiplier"]
+    if sigma is None:
+      sigma = _calibrated(
+        sampler,  # type: ignore[arg-type]
+        privacy["target_epsilon"],
+        privacy["delta"],
+        config.training["num_steps"],
+      )
+    return Mechanism(rule, sampler, sigma)
+
+  def train(self, config: ExperimentConfig, mechanism: Mechanism) -> PyTree:
+    """The released parameters of one run."""
+    seed = config.training["seed"]
+    rows = mechanism.sampler.sample_many(seed, 0, config.training["num_steps"])
+    params = experiment.make_task(config, self._data, self._public).params
+    return self._train(
+      mechanism,
+      jnp.float32(config.optimizer["learning_rate"]),
+      params,
+      jax.random.key_data(noise.make_key(seed)),
+      self._device_data,
+      rows.indices,
+      rows.is_padding_example,
+    )
+
+  def _training(
+    self,
+    mechanism: Mechanism,
+    learning_rate: Array,
+    params: PyTree,
+    key: Array,
+    data: PyTree,
+    rows: Array,
+    mask: Array,
+  ) -> PyTree:
+    config, task = self._config, self._task
+    window = config.training.get("inner_momentum")
+    step = training.make_train_step(
+      task.loss_fn,
+      mechanism,
+      config.make_optimizer(learning_rate),
+      method=config.performance.get("method", "auto"),
+      microbatch_size=config.performance.get("microbatch_size"),
+      has_key=task.has_key,
+      public_batch=experiment.make_public_batch(
+        config, mechanism.sampler, self._public
+      )
+      if mechanism.rule.needs_public_norms
+      else None,
+      inner_momentum=None if window is None else config.make_inner_momentum(),
+      ema_decay=config.training.get("ema_decay"),
+    )
+    wrapped = jax.random.wrap_key_data(key, impl="threefry2x32")
+
+    def body(state: Any, batch: Any) -> tuple[Any, None]:
+      return step.run(state, data, *batch)[0], None
+
+    state, _ = jax.lax.scan(body, step.init(params, wrapped), (rows, mask))
+    return training.released_params(state)
+
+  def evaluate(self, params: PyTree) -> tuple[dict[str, float], ...]:
+    """On validation and on test data."""
+    return tuple(
+      self._task.evaluate(params, part)
+      for part in (self._validation, self._test)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _calibrated(
+  sampler: Sampler, epsilon: float, delta: float, num_steps: int
+) -> float:
+  mechanism = Mechanism(jaxdp.clipping.flat(1.0), sampler)
+  return jaxdp.calibrate_noise(
+    mechanism, target_epsilon=epsilon, target_delta=delta, num_steps=num_steps
+  ).sigma
+
+
+@functools.lru_cache(maxsize=256)
+def _epsilon(plan: accounting.Plan, num_steps: int, delta: float) -> float:
+  return accounting.epsilon(
+    plan.dp_event(0, num_steps),
+    plan.accountant,
+    plan.neighboring_relation,
+    delta,
+  )
