@@ -133,6 +133,17 @@ def test_evaluation_prints_json(trained, call):
 PLAN = ["--sampler=FullBatch", "--num_examples=1000", "--delta=1e-5"]
 
 
+def test_a_study_that_is_stopped_at_once_says_so(call, tmp_path):
+  out = call(
+    "study.py",
+    "--config=configs/studies/batch_clipping.py:digits",
+    f"--workdir={tmp_path}",
+    "--minutes=0",
+  )
+  assert "not complete yet: run it again" in out
+  assert "Batch clipping" in (tmp_path / "report.html").read_text()
+
+
 def test_accounting_prints_a_table(call):
   out = call("account.py", *PLAN, "--num_steps=100", "--noise_multiplier=30")
   assert "epsilon               1.2711\n" in out

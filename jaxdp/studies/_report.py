@@ -74,7 +74,8 @@ def _question(design: Design, rows: Rows, command: str) -> report.Section:
   data, training = base["data"], base["training"]
   evaluated = select(rows, stage="evaluation")
   seeds = sorted({row["seed"] for row in evaluated})
-  rates = [row["rate"] for row in select(rows, stage="tuning")]
+  tuned = [row["rate"] for row in select(rows, stage="tuning")]
+  rates = [*design.rates, *tuned]
   texts = [
     *map(str, design.options.get("texts", ())),
     f"Every arm trains on {data['num_examples']:,} examples of "
