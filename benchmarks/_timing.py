@@ -82,6 +82,25 @@ def _seconds(variant: Variant, repeats: int) -> float:
   return (time.perf_counter() - start) / repeats
 
 
+def compare(model: str, variants: Sequence[Variant]) -> list[dict[str, Any]]:
+  """A row for each variant: its time and memory, and those over the first's."""
+  timings = interleave(variants)
+  base = variants[0]
+  return [
+    {
+      "model": model,
+      "variant": name,
+      "ms": timings[name].median * 1e3,
+      "iqr %": timings[name].spread * 100,
+      "x time": timings[name].over(timings[base.name]),
+      "MiB": None if memory is None else memory / 2**20,
+      "x memory": memory / base.memory if memory and base.memory else None,
+      "samples": timings[name].seconds.tolist(),
+    }
+    for name, _, memory in variants
+  ]
+
+
 def stateful(name: str, jitted: Any, state: Any, *args: Any) -> Variant:
   """A variant of ``jitted(state, *args) -> (state, ...)``, compiled here."""
   compiled = jitted.lower(state, *args).compile()

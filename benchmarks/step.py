@@ -144,25 +144,7 @@ def _variants(task: _models.Task) -> list[_timing.Variant]:
 def _rows(model: str) -> list[dict[str, Any]]:
   size = 8 if _timing.QUICK.value else _models.BATCH_SIZES[model]
   variants = _variants(_models.TASKS[model](size))
-  timings = _timing.interleave(variants)
-  base = variants[0]
-  rows = []
-  for variant in variants:
-    timing = timings[variant.name]
-    memory = variant.memory
-    rows.append(
-      {
-        "model": f"{model} {size}",
-        "variant": variant.name,
-        "ms": timing.median * 1e3,
-        "iqr %": timing.spread * 100,
-        "x time": timing.over(timings[base.name]),
-        "MiB": None if memory is None else memory / 2**20,
-        "x memory": memory / base.memory if memory and base.memory else None,
-        "samples": timing.seconds.tolist(),
-      }
-    )
-  return rows
+  return _timing.compare(f"{model} {size}", variants)
 
 
 def main(argv: list[str]) -> None:
