@@ -209,9 +209,41 @@ def test_a_stopped_study_goes_on_and_makes_no_run_twice(finished, tmp_path):
 
   def made(path):
     rows = map(json.loads, (path / "results.jsonl").read_text().splitlines())
-    return [(r["key"], r["test_loss"]) for r in rows]
+    return [(r["key"], r["outcome"]["test_loss"]) for r in rows]
 
   assert sorted(made(tmp_path)) == sorted(made(finished))
+
+
+def test_what_diverged_is_null_in_the_file_and_nan_in_the_rows(tmp_path):
+  run = next(DESIGN.tuning())
+  path = tmp_path / "results.jsonl"
+  results = studies.Results(path)
+  results.add(run, {"test_loss": math.inf, "test_accuracy": 0.1})
+  assert '"test_loss": null' in path.read_text()
+  for one in (results, studies.Results(path)):
+    assert math.isnan(one.rows[0]["test_loss"])
+    assert one.rows[0]["test_accuracy"] == 0.1
+    assert run in one
+
+
+def test_a_study_takes_schedules_and_relations_from_its_configs():
+  base = {**DESIGN.base}
+  base["privacy"] = {
+    **base["privacy"],
+    "noise_multiplier": None,
+    "target_epsilon": 3.0,
+    "noise_schedule": ((0, 1.0), (2, 2.0)),
+  }
+  design = dataclasses.replace(DESIGN, base=base, settings={"one": {}})
+  outcome = studies.Sweep(design)(next(design.tuning()))
+  assert 0.999 * 3 <= outcome["epsilon"] <= 3.0
+  flat = jaxdp.calibrate_noise(
+    jaxdp.Mechanism(jaxdp.clipping.flat(1.0), jaxdp.sampling.FullBatch(600)),
+    target_epsilon=3.0,
+    target_delta=base["privacy"]["delta"],
+    num_steps=3,
+  )
+  assert outcome["noise_multiplier"] < 0.95 * flat.sigma
 
 
 def test_a_report_stands_alone_and_leaves_out_other_designs(finished):

@@ -5,8 +5,10 @@ a program, whose steps are one scan over rows that were drawn beforehand. The
 step is that of ``jaxdp.fit``, by the same sampler.
 """
 
+import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import time
@@ -21,7 +23,6 @@ import jaxdp
 from jaxdp import accounting, experiment, noise, training
 from jaxdp.experiment import ExperimentConfig
 from jaxdp.mechanism import Mechanism
-from jaxdp.sampling import Sampler
 from jaxdp.studies._design import Design, Run
 
 
@@ -29,7 +30,7 @@ class Results:
   """The runs that were made, one JSON object a line.
 
   A line that a crash cut short is dropped when the file is opened, so that its
-  run is made again.
+  run is made again. What is not finite is null in the file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -40,7 +41,7 @@ class Results:
       if lines and not lines[-1].endswith("\n"):
         lines.pop()
         self._path.write_text("".join(lines))
-      self.rows = [json.loads(line) for line in lines]
+      self.rows = [_read(line) for line in lines]
     self._keys = {row["key"] for row in self.rows}
 
   def __contains__(self, run: Run) -> bool:
@@ -51,15 +52,23 @@ class Results:
     keys = {run.key for run in runs}
     return [row for row in self.rows if row["key"] in keys]
 
-  def add(self, run: Run, outcome: dict[str, Any]) -> None:
+  def add(self, run: Run, outcome: dict[str, float]) -> None:
     """Keeps a run, on disk before this returns."""
-    row = {"key": run.key, **json.loads(run.key), **outcome}
+    row = {"key": run.key, **json.loads(run.key), "outcome": outcome}
+    finite = {k: v if math.isfinite(v) else None for k, v in outcome.items()}
+    line = json.dumps({**row, "outcome": finite}, allow_nan=False)
     with self._path.open("a") as file:
-      file.write(json.dumps(row, allow_nan=True) + "\n")
+      file.write(line + "\n")
       file.flush()
       os.fsync(file.fileno())
-    self.rows.append(row)
+    self.rows.append(_read(line))
     self._keys.add(run.key)
+
+
+def _read(line: str) -> dict[str, Any]:
+  row = json.loads(line)
+  outcome = row.pop("outcome")
+  return row | {k: math.nan if v is None else v for k, v in outcome.items()}
 
 
 class Sweep:
@@ -73,7 +82,7 @@ class Sweep:
     self._design = design
     self._programs: dict[str, _Program] = {}
 
-  def __call__(self, run: Run) -> dict[str, Any]:
+  def __call__(self, run: Run) -> dict[str, float]:
     """Trains and evaluates; what ``Results`` keeps of it."""
     values = self._design.config(run)
     config = ExperimentConfig.from_config_dict(values)
@@ -131,20 +140,23 @@ class _Program:
 
   def mechanism(self, config: ExperimentConfig) -> Mechanism:
     """With the noise that the config names, or that meets its target."""
-    rule = config.make_rule()
-    if rule is None:
-      raise ValueError("A study takes private arms; rule.name is 'none'.")
-    sampler = config.make_sampler(self._num_examples)
     privacy = config.privacy
-    sigma = privacy["noise_multiplier"]
-    if sigma is None:
+    if config.rule["name"] == "none":
+      raise ValueError("A study takes private arms; rule.name is 'none'.")
+    if privacy["noise_multiplier"] is None:
+      # Noise does not depend on the rule: arms of a setting share the search.
+      rule = {"name": "flat", "l2_clip_norm": 1.0}
+      plain = _with_noise(dataclasses.replace(config, rule=rule), 1.0)
       sigma = _calibrated(
-        sampler,  # type: ignore[arg-type]
+        plain.make_mechanism(self._num_examples),
         privacy["target_epsilon"],
         privacy["delta"],
         config.training["num_steps"],
       )
-    return Mechanism(rule, sampler, sigma)
+      config = _with_noise(config, sigma)
+    mechanism = config.make_mechanism(self._num_examples)
+    assert mechanism is not None
+    return mechanism
 
   def train(self, config: ExperimentConfig, mechanism: Mechanism) -> PyTree:
     """The released parameters of one run."""
@@ -204,11 +216,16 @@ class _Program:
     )
 
 
+def _with_noise(config: ExperimentConfig, sigma: float) -> ExperimentConfig:
+  privacy = {**config.privacy, "noise_multiplier": sigma}
+  return dataclasses.replace(config, privacy=privacy | {"target_epsilon": None})
+
+
 @functools.lru_cache(maxsize=256)
 def _calibrated(
-  sampler: Sampler, epsilon: float, delta: float, num_steps: int
+  mechanism: Mechanism | None, epsilon: float, delta: float, num_steps: int
 ) -> float:
-  mechanism = Mechanism(jaxdp.clipping.flat(1.0), sampler)
+  assert mechanism is not None
   return jaxdp.calibrate_noise(
     mechanism, target_epsilon=epsilon, target_delta=delta, num_steps=num_steps
   ).sigma
