@@ -105,7 +105,7 @@ def largest_that_fits(
 
   def probe(params: PyTree, batch: PyTree, mask: Any, keys: Any) -> PyTree:
     grads = compute(params, batch, mask, keys)[2]
-    groups = [0] * len(jax.tree.leaves(grads.stacked))
+    groups = [0] * len(jax.tree.leaves(grads.squares))
     return grads.weighted_sum(grads.norms(groups), groups)
 
   def abstract(size: int | None) -> Callable[[Any], Any]:

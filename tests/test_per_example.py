@@ -240,7 +240,9 @@ def test_trainable_masks_that_do_not_fit_are_refused():
 
 
 def test_unknown_methods_are_refused():
-  with pytest.raises(ValueError, match=r"'auto', 'stacked'.*'ghost'"):
+  with pytest.raises(
+    ValueError, match=r"'auto', 'factored', 'stacked'.*'ghost'"
+  ):
     jaxdp.per_example_grads(loss_fn, method="ghost")
 
 

@@ -32,6 +32,7 @@ RULES = {
 ENGINES = {
   "stacked": {"method": "stacked"},
   "stacked, microbatches of 3": {"method": "stacked", "microbatch_size": 3},
+  "factored": {"method": "factored"},
 }
 
 

@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _stacked, _trainable
+from jaxdp.per_example import _batch, _factored, _stacked, _trainable
 from jaxdp.per_example._grads import PerExampleGrads
 
-Method = Literal["auto", "stacked"]
-_ENGINES = {"auto": _stacked.compute, "stacked": _stacked.compute}
+Method = Literal["auto", "factored", "stacked"]
+_ENGINES = {
+  "auto": _stacked.compute,
+  "factored": _factored.compute,
+  "stacked": _stacked.compute,
+}
 
 
 def per_example_grads(
@@ -28,8 +32,10 @@ def per_example_grads(
     loss_fn: ``loss_fn(params, example) -> scalar``, for ONE unit (no batch
       axis); ``(scalar, aux)`` with ``has_aux=True``; called with a third
       argument, the unit's own key, with ``has_key=True``.
-    method: how; the result does not depend on it beyond rounding. "auto" is
-      "stacked" for now.
+    method: how; the result does not depend on it beyond rounding. "stacked" is
+      ``vmap`` of ``grad``; "factored" makes no gradient for every unit where a
+      parameter is used in one matrix product, convolution or look-up (see
+      ``per_example.explain``). "auto" is "stacked" for now.
     trainable: which leaves train, see ``partition_params``. Frozen leaves are
       None in the gradients.
     has_aux: the loss returns auxiliary output, stacked over units. *Sensitive.*

@@ -6,23 +6,26 @@ for one weighted sum; it never indexes into it.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch
+from jaxdp.per_example import _batch, _norms
+from jaxdp.per_example._site import Factored
+from jaxdp.per_example._wide import wide_type, widen
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PerExampleGrads:
-  """One gradient per unit, stacked, with the mask of padding rows inside.
+  """One gradient per unit, with the mask of padding rows inside.
 
   Attributes:
-    stacked: a tree like the trained parameters; leaves ``[units, *shape]``, all
-      finite. The row of a unit that is padding or dropped means nothing: it may
-      be that of an all-zero example. *Sensitive.*
+    stacked: a tree like the trained parameters; leaves ``[units, *shape]``, or
+      ``Factored``, all finite. The row of a unit that is padding or dropped
+      means nothing: it may be that of an all-zero example. *Sensitive.*
     squares: the same tree with leaves ``[units]``: each row's sum of squares in
       float32 or wider, NaN or infinite where the unit is dropped. *Sensitive.*
     is_padding_example: bool ``[units]``, True for rows that are not real; None
@@ -59,13 +62,15 @@ class PerExampleGrads:
   @property
   def num_units(self) -> int:
     """Rows of the batch, padding included."""
-    return _batch.num_units(self.stacked)
+    return _batch.num_units(self.squares)
 
   @property
   def params_like(self) -> PyTree[jax.ShapeDtypeStruct]:
     """Structure, shapes and dtypes of one unit's gradient."""
     return jax.tree.map(
-      lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), self.stacked
+      lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype),
+      self.stacked,
+      is_leaf=_is_leaf,
     )
 
   def norms(self, groups: Sequence[int]) -> Float[Array, "groups units"]:
@@ -96,11 +101,13 @@ class PerExampleGrads:
 
     Every row is finite, so that a weight of 0 gives exactly 0.
     """
-    leaves, treedef = jax.tree.flatten(self.stacked)
+    leaves, treedef = jax.tree.flatten(self.stacked, is_leaf=_is_leaf)
     return jax.tree.unflatten(
       treedef,
       [
-        _weighted_sum(leaf, weights[group])
+        leaf.weighted_sum(weights[group])
+        if isinstance(leaf, Factored)
+        else _weighted_sum(leaf, weights[group])
         for leaf, group in zip(leaves, groups, strict=True)
       ],
     )
@@ -110,7 +117,17 @@ class PerExampleGrads:
     removed = ~jnp.isfinite(total(self.squares))
     if self.is_padding_example is not None:
       removed |= self.is_padding_example
-    return jax.tree.map(lambda g: _batch.zero_rows(removed, g), self.stacked)
+
+    def rows(leaf: Any) -> Array:
+      if isinstance(leaf, Factored):
+        leaf = leaf.stacked().astype(leaf.dtype)
+      return _batch.zero_rows(removed, leaf)
+
+    return jax.tree.map(rows, self.stacked, is_leaf=_is_leaf)
+
+
+def _is_leaf(x: Any) -> bool:
+  return isinstance(x, Factored)
 
 
 def total(squares: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
@@ -118,41 +135,25 @@ def total(squares: PyTree[Float[Array, "..."]]) -> Float[Array, "..."]:
   return jnp.sum(jnp.stack(jax.tree.leaves(squares)), axis=0)
 
 
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-  # Not `promote_types`, which strict dtype promotion forbids.
-  return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def _widen(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
-  """A leaf in float32 or wider, rounded as its own dtype rounds.
-
-  XLA may skip a rounding to a narrow dtype that is widened again, and may do so
-  for the norm but not for the sum. The bound would then be off by 2^-9.
-  """
-  x = leaf.astype(_accumulator(leaf.dtype))
-  if x.dtype == leaf.dtype:
-    return x
-  info = jnp.finfo(leaf.dtype)
-  rounded = jax.lax.reduce_precision(x, info.nexp, info.nmant)
-  # It would flush what float16 holds below its smallest normal number.
-  return jnp.where(jnp.abs(x) < float(info.smallest_normal), x, rounded)
-
-
-def sum_of_squares(leaf: Float[Array, "units ..."]) -> Float[Array, " units"]:
+def sum_of_squares(
+  leaf: Float[Array, "units ..."] | Factored,
+) -> Float[Array, " units"]:
   """Squared L2 norm of each row.
 
   The conversion comes first: a square in bfloat16 keeps 8 bits. XLA sums long
   rows as a tree; a test holds it to that, since a running sum in float32 would
   lose small terms and under-estimate the norm.
   """
-  x = _widen(leaf)
+  if isinstance(leaf, Factored):
+    return _norms.squares(leaf)
+  x = widen(leaf)
   return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
 
 
 def _weighted_sum(
   leaf: Float[Array, "units ..."], weights: Float[Array, " units"]
 ) -> Float[Array, "..."]:
-  dtype = _accumulator(leaf.dtype)
+  dtype = wide_type(leaf.dtype)
   weights = weights.astype(dtype)
   if leaf.dtype == dtype:
     # One matrix product is 5 to 60 times faster than scale-then-sum on a CPU.
@@ -161,5 +162,5 @@ def _weighted_sum(
       "u,u...->...", weights, leaf, precision=jax.lax.Precision.HIGHEST
     )
   # Narrow leaves: the conversion fuses with the product.
-  scaled = _widen(leaf) * jax.lax.broadcast_in_dim(weights, leaf.shape, (0,))
+  scaled = widen(leaf) * jax.lax.broadcast_in_dim(weights, leaf.shape, (0,))
   return jnp.sum(scaled, axis=0)

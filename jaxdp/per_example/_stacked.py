@@ -38,7 +38,7 @@ def compute(
     return loss, aux, grad
 
   losses, aux, stacked = jax.vmap(one)(batch, keys)
-  if _has_grouped_convolution(one, batch, keys):
+  if has_grouped_convolution(one, batch, keys):
 
     def again(i: Array) -> PyTree:
       example, key = jax.tree.map(lambda x: x[i], (batch, keys))
@@ -122,7 +122,8 @@ def _set_row(row: Bool[Array, " units"], x: Array, new: Array) -> Array:
   return jnp.where(mask, new[None], x)
 
 
-def _has_grouped_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
+def has_grouped_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
+  """Whether a function of one unit has a convolution in groups."""
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
   )

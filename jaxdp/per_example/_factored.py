@@ -1,0 +1,105 @@
+"""The factored engine: no parameter's gradient is made for every unit.
+
+One forward and one backward pass give, for every site of a parameter, its
+inputs and the cotangent of its result (``_tape.py``); the norm and the weighted
+sum need no more than these (``_site.py``, ``_norms.py``). A parameter with
+several sites, or with a use that is no site, gets its gradients stacked.
+
+References:
+  Goodfellow 2015, arXiv:1510.01799; Li et al. 2021, arXiv:2110.05679 (ghost
+  clipping); Bu et al. 2022, arXiv:2205.10683.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxdp.per_example import _batch, _grads, _stacked, _tape
+from jaxdp.per_example._site import Factored
+from jaxdp.per_example._wide import wide_type
+
+
+def compute(
+  loss_fn: _stacked.UnitLoss,
+  params: tuple[PyTree, PyTree],
+  batch: PyTree,
+  is_padding_example: Bool[Array, " units"] | None,
+  keys: Array | None,
+) -> tuple[Float[Array, " units"], Any, _grads.PerExampleGrads]:
+  """Losses, auxiliary outputs and gradients of every unit of a batch."""
+  trained, frozen = params
+  leaves, treedef = jax.tree.flatten(trained)
+  if _stacked.has_grouped_convolution(
+    lambda example, key: loss_fn(trained, frozen, example, key), batch, keys
+  ):
+    return _stacked.compute(loss_fn, params, batch, is_padding_example, keys)
+  nonfinite = _batch.has_nonfinite_input(batch)
+  padding = is_padding_example
+  removed = nonfinite if padding is None else nonfinite | padding
+  batch = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
+
+  def flat(leaves: list[Array], example: PyTree, key: Any) -> Any:
+    return loss_fn(jax.tree.unflatten(treedef, leaves), frozen, example, key)
+
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
+  )
+  tape, out_shape = _tape.record(flat, leaves, *abstract)
+  out_tree = jax.tree.structure(out_shape)
+  alone = [i for i, sites in enumerate(tape.sites) if sites is None]
+
+  def tapped(
+    taps: list[Array], some: list[Array], example: PyTree, key: Any
+  ) -> Any:
+    all_leaves = list(leaves)
+    for i, leaf in zip(alone, some, strict=True):
+      all_leaves[i] = leaf
+    args = jax.tree.leaves((all_leaves, example, key))
+    out, records = tape.run(args, taps)
+    loss, aux = jax.tree.unflatten(out_tree, out)
+    return loss, (aux, records)
+
+  taps = [jnp.zeros(t.shape, t.dtype) for t in tape.taps]
+  some = [leaves[i] for i in alone]
+  gradient = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
+  (losses, (aux, records)), (cotangents, stacked) = jax.vmap(
+    lambda example, key: gradient(taps, some, example, key)
+  )(batch, keys)
+
+  found: list[Any] = [None] * len(leaves)
+  for i, leaf in zip(alone, stacked, strict=True):
+    found[i] = leaf
+  for i, sites in enumerate(tape.sites):
+    if sites is not None:
+      found[i] = _join(
+        [Factored(records[t], cotangents[t], site) for t, site in sites],
+        leaves[i],
+        len(losses),
+      )
+  squares = [_grads.sum_of_squares(leaf) for leaf in found]
+  bad = ~jnp.isfinite(_grads.total(squares))
+  # On both factors: 0 * NaN is NaN.
+  found = [
+    jax.tree.map(lambda x: _batch.zero_rows(bad, x), leaf) for leaf in found
+  ]
+  squares = [
+    jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s) for s in squares
+  ]
+  grads = _grads.PerExampleGrads(
+    jax.tree.unflatten(treedef, found),
+    jax.tree.unflatten(treedef, squares),
+    padding,
+  )
+  return losses, aux, grads
+
+
+def _join(factors: list[Factored], leaf: Array, units: int) -> Any:
+  """One site as it is; several as the sum of their products."""
+  if len(factors) == 1:
+    return factors[0]
+  total = jnp.zeros((units, *leaf.shape), wide_type(leaf.dtype))
+  for one in factors:
+    total = total + one.stacked()
+  return total.astype(leaf.dtype)

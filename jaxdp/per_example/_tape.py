@@ -1,0 +1,274 @@
+"""The tape: where a loss uses its parameters, found in its jaxpr.
+
+``record`` reads the jaxpr of the loss of one unit and finds the *sites*: the
+equations in which a parameter, or a reshape of it, meets something else in a
+matrix product, a convolution or a look-up. A parameter that is used in any
+other way has no sites. ``Tape.run`` evaluates the jaxpr with a *tap* added to
+the result of every site, and hands out the site's other operands: the gradient
+in a tap is the cotangent of that result, and with the operands it is all that
+the parameter's gradient consists of.
+
+This file alone knows what a jaxpr looks like.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+from jaxtyping import Array
+
+from jaxdp.per_example._site import Params, Site
+
+# A parameter may be the operand at this position.
+_POSITIONS = {
+  "dot_general": (0, 1),
+  "conv_general_dilated": (1,),
+  "gather": (0,),
+}
+# They keep every entry of a parameter, once.
+_VIEWS = frozenset({"reshape", "transpose", "squeeze", "convert_element_type"})
+_INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
+_REMAT = frozenset({"checkpoint", "remat", "remat2"})
+
+Place = tuple[int, ...]  # of an equation: its number in each jaxpr on the way
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+  """A parameter, or its entries in another shape, order or type."""
+
+  index: int
+  views: tuple[tuple[Any, Params], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tape:
+  """The jaxpr of a loss, and the sites of each parameter.
+
+  Attributes:
+    jaxpr: closed; its first inputs are the parameters.
+    sites: by parameter; None where it is used in another way too.
+    places: equation and tap of every site, by place.
+    taps: shape and type of every tap.
+  """
+
+  jaxpr: core.ClosedJaxpr
+  sites: tuple[tuple[tuple[int, Site], ...] | None, ...]
+  places: dict[Place, tuple[int, int]]  # the tap, the parameter's position
+  taps: tuple[jax.ShapeDtypeStruct, ...]
+
+  def run(
+    self, args: Sequence[Any], taps: Sequence[Array]
+  ) -> tuple[list[Any], list[tuple[Array, ...]]]:
+    """Results of the jaxpr, and the other operands of every site."""
+    records: list[Any] = [None] * len(self.taps)
+    out = self._run(
+      self.jaxpr.jaxpr, self.jaxpr.consts, args, (), taps, records
+    )
+    return out, records
+
+  def _run(
+    self,
+    jaxpr: core.Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    place: Place,
+    taps: Sequence[Array],
+    records: list[Any],
+  ) -> list[Any]:
+    values: dict[Any, Any] = dict(
+      zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True)
+    )
+
+    def read(atom: Any) -> Any:
+      return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for number, eqn in enumerate(jaxpr.eqns):
+      here = (*place, number)
+      operands = [read(atom) for atom in eqn.invars]
+      inner = _inner(eqn)
+      if inner is not None and self._has_site_in(here):
+        results = self._enter(eqn, inner, operands, here, taps, records)
+      else:
+        results = _bind(eqn, operands)
+        if here in self.places:
+          tap, position = self.places[here]
+          results = [results[0] + taps[tap]]
+          records[tap] = tuple(
+            x for i, x in enumerate(operands) if i != position
+          )
+      values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+  def _enter(
+    self,
+    eqn: Any,
+    inner: core.ClosedJaxpr,
+    operands: Sequence[Any],
+    here: Place,
+    taps: Sequence[Array],
+    records: list[Any],
+  ) -> list[Any]:
+    mine = [t for p, (t, _) in self.places.items() if p[: len(here)] == here]
+
+    def body(
+      operands: Sequence[Any], some: Sequence[Array]
+    ) -> tuple[list[Any], list[Any]]:
+      all_taps: list[Any] = list(taps)
+      found: list[Any] = list(records)
+      for index, tap in zip(mine, some, strict=True):
+        all_taps[index] = tap
+      out = self._run(
+        inner.jaxpr, inner.consts, operands, here, all_taps, found
+      )
+      return out, [found[index] for index in mine]
+
+    if eqn.primitive.name in _REMAT:
+      body = jax.checkpoint(
+        body,
+        policy=eqn.params["policy"],
+        prevent_cse=eqn.params["prevent_cse"],
+      )
+    out, found = body(operands, [taps[index] for index in mine])
+    for index, record in zip(mine, found, strict=True):
+      records[index] = record
+    return out
+
+  def _has_site_in(self, here: Place) -> bool:
+    return any(place[: len(here)] == here for place in self.places)
+
+
+def record(
+  fun: Callable, params: Sequence[Any], *args: Any
+) -> tuple[Tape, Any]:
+  """The tape of ``fun(params, *args)``, and the structure of its result.
+
+  Args:
+    fun: of one unit; its first result is the loss.
+    params: arrays, or their shapes.
+    *args: shapes of the rest.
+  """
+  jaxpr, out = jax.make_jaxpr(fun, return_shape=True)(list(params), *args)
+  finder = _Finder()
+  views: list[_View | None] = [_View(i) for i in range(len(params))]
+  views += [None] * (len(jaxpr.jaxpr.invars) - len(params))
+  finder.walk(jaxpr.jaxpr, views, ())
+  kept: dict[Place, tuple[int, int]] = {}
+  taps: list[jax.ShapeDtypeStruct] = []
+  sites: list[Any] = [[] for _ in params]
+  for place, (view, eqn, position) in finder.sites.items():
+    if view.index in finder.elsewhere:
+      continue
+    param = params[view.index]
+    site = Site(
+      eqn.primitive,
+      _hashable(eqn.params),
+      position,
+      view.views,
+      tuple(param.shape),
+      jax.numpy.dtype(param.dtype),
+    )
+    sites[view.index].append((len(taps), site))
+    kept[place] = len(taps), position
+    aval = eqn.outvars[0].aval
+    taps.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+  found = tuple(
+    None if i in finder.elsewhere else tuple(some)
+    for i, some in enumerate(sites)
+  )
+  return Tape(jaxpr, found, kept, tuple(taps)), out
+
+
+class _Finder:
+  """Follows parameters through a jaxpr."""
+
+  def __init__(self) -> None:
+    self.sites: dict[Place, tuple[_View, Any, int]] = {}
+    self.elsewhere: set[int] = set()
+
+  def walk(
+    self, jaxpr: core.Jaxpr, args: Sequence[_View | None], place: Place
+  ) -> list[_View | None]:
+    views = {
+      var: view
+      for var, view in zip(jaxpr.invars, args, strict=True)
+      if view is not None
+    }
+
+    def look(atom: Any) -> _View | None:
+      return None if isinstance(atom, core.Literal) else views.get(atom)
+
+    for number, eqn in enumerate(jaxpr.eqns):
+      here = (*place, number)
+      operands = [look(atom) for atom in eqn.invars]
+      if not any(operands):
+        continue
+      inner = _inner(eqn)
+      if inner is not None:
+        results = self.walk(inner.jaxpr, operands, here)
+      else:
+        results = [self._meet(eqn, operands, here)]
+        results += [None] * (len(eqn.outvars) - 1)
+      for var, view in zip(eqn.outvars, results, strict=True):
+        if view is not None:
+          views[var] = view
+    out = [look(atom) for atom in jaxpr.outvars]
+    if not place:  # a parameter that is itself a result
+      self.elsewhere |= {view.index for view in out if view is not None}
+    return out
+
+  def _meet(
+    self, eqn: Any, operands: list[_View | None], here: Place
+  ) -> _View | None:
+    """A view of a view, a site, or a use that is neither."""
+    name = eqn.primitive.name
+    there = [i for i, view in enumerate(operands) if view is not None]
+    view = operands[there[0]]
+    assert view is not None
+    if name in _VIEWS or _only_reshapes(eqn):
+      step = (eqn.primitive, _hashable(eqn.params))
+      return _View(view.index, (*view.views, step))
+    if len(there) == 1 and there[0] in _POSITIONS.get(name, ()):
+      self.sites[here] = view, eqn, there[0]
+      return None
+    self.elsewhere |= {v.index for v in operands if v is not None}
+    return None
+
+
+def _only_reshapes(eqn: Any) -> bool:
+  """A broadcast that adds axes of length 1."""
+  return (
+    eqn.primitive.name == "broadcast_in_dim"
+    and len(eqn.invars) == 1
+    and math.prod(eqn.outvars[0].aval.shape)
+    == math.prod(eqn.invars[0].aval.shape)
+  )
+
+
+def _inner(eqn: Any) -> core.ClosedJaxpr | None:
+  """The jaxpr of an equation that only groups others, closed."""
+  name = eqn.primitive.name
+  if name in _INLINED:
+    jaxpr = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+  elif name in _REMAT:
+    jaxpr = eqn.params["jaxpr"]
+  else:
+    return None
+  if isinstance(jaxpr, core.Jaxpr):
+    return core.ClosedJaxpr(jaxpr, ())
+  return jaxpr
+
+
+def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+  bound = eqn.primitive.get_bind_params(eqn.params)
+  # Versions of JAX before 0.10 put functions in front.
+  functions, params = bound if isinstance(bound, tuple) else ((), bound)
+  out = eqn.primitive.bind(*functions, *operands, **params)
+  return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _hashable(params: dict[str, Any]) -> Params:
+  return tuple(sorted(params.items()))

@@ -1,0 +1,471 @@
+"""The factored engine agrees with the stacked one, whatever the loss does."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+import jaxdp
+from jaxdp.per_example import _norms, _site, _tape
+from tests import toy
+from tests.units import assert_close, normal
+
+UNITS = 4
+MASK = np.array([False, True, False, False])
+
+
+# Losses of one unit: parameters, a batch, and how many sites each leaf has
+# (None: a use that is no site).
+
+
+def case(loss_fn, params, batch, sites):
+  return loss_fn, params, batch, sites
+
+
+def rows(*shape, seed=9):
+  return normal(seed, UNITS, *shape)
+
+
+def dot(x_shape, w_shape, dims, w_first=False):
+  def loss_fn(params, x):
+    operands = (params["w"], x) if w_first else (x, params["w"])
+    numbers = tuple(d[::-1] if w_first else d for d in dims)
+    return jnp.sum(jnp.sin(jax.lax.dot_general(*operands, numbers)))
+
+  return case(loss_fn, {"w": normal(1, *w_shape)}, rows(*x_shape), [1])
+
+
+def conv(x_shape, w_shape, spec=("NHWC", "HWIO", "NHWC"), **options):
+  options = {"window_strides": (1, 1), "padding": "SAME", **options}
+
+  def loss_fn(params, x):
+    out = jax.lax.conv_general_dilated(
+      x, params["w"], dimension_numbers=spec, **options
+    )
+    return jnp.sum(jnp.sin(out))
+
+  return case(loss_fn, {"w": normal(1, *w_shape)}, rows(*x_shape), [1])
+
+
+def look_up(mode, tokens):
+  def loss_fn(params, tokens):
+    return jnp.sum(jnp.sin(params["w"].at[tokens].get(mode=mode)))
+
+  return case(loss_fn, {"w": normal(1, 5, 3)}, jnp.asarray(tokens), [1])
+
+
+TOKENS = [[0, 1, 1, 4], [2, 2, 2, 2], [0, 1, 2, 3], [4, 0, 4, 0]]
+OUTSIDE = [[0, 9, 1, 4], [2, -7, 2, 2], [9, 9, 9, 9], [4, 0, 4, 5]]
+
+
+def views(params, x):
+  w = params["w"].reshape(4, 6).T.astype(jnp.float32)[None, :, :, None]
+  return jnp.sum(jnp.sin(x @ jnp.squeeze(w)))
+
+
+def tied(params, tokens):
+  x = jnp.tanh(params["w"][tokens])
+  return jnp.sum(jnp.sin(x @ params["w"].T))
+
+
+def twice(params, x):
+  return jnp.sum(jnp.tanh(jnp.tanh(x @ params["w"]) @ params["w"]))
+
+
+def layer(x, w, b):
+  return jnp.tanh(x @ w + b)
+
+
+def mlp(wrap=lambda fun: fun):
+  def loss_fn(params, x):
+    for w, b in zip(params["w"], params["b"], strict=True):
+      x = wrap(layer)(x, w, b)
+    return jnp.sum(x**2)
+
+  params = {
+    "w": [normal(1, 3, 4), normal(2, 4, 2)],
+    "b": [normal(3, 4), normal(4, 2)],
+  }
+  return case(loss_fn, params, rows(3), [None, None, 1, 1])
+
+
+@jax.custom_jvp
+def doubled(w):
+  return 2 * w
+
+
+doubled.defjvp(lambda w, t: (2 * w[0], 3 * t[0]))  # a rule of its own
+
+
+def scan_over_time(params, xs):
+  def cell(h, x):
+    h = jnp.tanh(x @ params["w"] + h @ params["u"])
+    return h, h
+
+  return jnp.sum(jax.lax.scan(cell, jnp.zeros(2), xs)[1])
+
+
+def scan_over_layers(params, x):
+  def one(x, w):
+    return jnp.tanh(x @ w), None
+
+  return jnp.sum(jax.lax.scan(one, x, params["w"])[0])
+
+
+def branch(params, x):
+  return jax.lax.cond(
+    x[0] > 0, lambda w: jnp.sum(x @ w), lambda w: jnp.sum((2 * x) @ w), params
+  )
+
+
+def nothing_but_a_product(params, x):
+  return jnp.sum((params["u"] @ params["w"]) * x)
+
+
+CASES = {
+  "x @ w": dot((3,), (3, 4), (((0,), (0,)), ((), ()))),
+  "w @ x": dot((3,), (4, 3), (((0,), (1,)), ((), ())), w_first=True),
+  "positions": dot((5, 3), (3, 4), (((1,), (0,)), ((), ()))),
+  "positions, w first": dot((5, 3), (3, 4), (((1,), (0,)), ((), ())), True),
+  "many positions": dot((9, 30), (30, 40), (((1,), (0,)), ((), ()))),
+  "two free, two summed": dot(
+    (2, 3, 4, 5), (3, 5, 6), (((1, 3), (0, 1)), ((), ()))
+  ),
+  "heads": dot((4, 2, 3), (2, 3, 5), (((2,), (1,)), ((1,), (0,)))),
+  "heads, w first": dot(
+    (4, 2, 3), (2, 3, 5), (((2,), (1,)), ((1,), (0,))), True
+  ),
+  "conv": conv((1, 6, 6, 3), (3, 3, 3, 4)),
+  "conv, many channels": conv((1, 2, 2, 8), (3, 3, 8, 16)),
+  "conv, strides": conv(
+    (1, 7, 6, 3), (3, 2, 3, 4), window_strides=(2, 3), padding="VALID"
+  ),
+  "conv, uneven padding": conv(
+    (2, 5, 5, 3), (3, 3, 3, 4), padding=((2, 0), (0, 1))
+  ),
+  "conv, negative padding": conv(
+    (1, 6, 6, 2), (2, 2, 2, 3), padding=((-1, 0), (1, -2))
+  ),
+  "conv, dilated": conv(
+    (1, 6, 6, 2), (2, 2, 2, 3), rhs_dilation=(2, 3), lhs_dilation=(1, 2),
+    padding=((1, 1), (0, 2)),
+  ),
+  "conv, NCHW": conv((1, 3, 6, 5), (4, 3, 2, 3), ("NCHW", "OIHW", "NCHW")),
+  "conv, one axis": conv(
+    (1, 8, 3), (3, 3, 4), ("NWC", "WIO", "NWC"), window_strides=(2,)
+  ),
+  "look-up": look_up("clip", TOKENS),
+  "look-up outside, fill": look_up("fill", OUTSIDE),
+  "look-up outside, clip": look_up("clip", OUTSIDE),
+  "views": case(views, {"w": normal(1, 24)}, rows(5, 6), [1]),
+  "tied": case(tied, {"w": normal(1, 5, 3)}, jnp.asarray(TOKENS), [2]),
+  "twice": case(twice, {"w": normal(1, 3, 3)}, rows(3), [2]),
+  "mlp": mlp(),
+  "mlp, jit": mlp(jax.jit),
+  "mlp, remat": mlp(jax.checkpoint),
+  "mlp, remat with a policy": mlp(
+    functools.partial(
+      jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable
+    )
+  ),
+  "a rule of its own": case(
+    lambda p, x: jnp.sum(jnp.sin(x @ doubled(p["w"]))),
+    {"w": normal(1, 3, 2)},
+    rows(3),
+    [None],
+  ),
+  "scan over time": case(
+    scan_over_time, {"u": normal(1, 2, 2), "w": normal(2, 3, 2)}, rows(5, 3),
+    [None, None],
+  ),
+  "scan over layers": case(
+    scan_over_layers, {"w": normal(1, 4, 3, 3)}, rows(3), [None]
+  ),
+  "cond": case(branch, normal(1, 3, 2), rows(3), [None]),
+  "two parameters": case(
+    nothing_but_a_product, {"u": normal(1, 3, 2), "w": normal(2, 2, 3)},
+    rows(3, 3), [None, None],
+  ),
+  "not used": case(
+    lambda p, x: jnp.sum(x @ p["w"]),
+    {"spare": normal(1, 3), "w": normal(2, 3, 2)}, rows(3), [0, 1],
+  ),
+  "views of a unit": case(
+    jaxdp.units.mean_over_records(lambda p, x: jnp.sum(jnp.sin(x @ p["w"]))),
+    {"w": normal(1, 3, 2)},
+    jaxdp.units.Records(rows(5, 3), np.zeros((UNITS, 5), bool)),
+    [1],
+  ),
+}  # fmt: skip
+
+
+def outcome(method, loss_fn, params, batch, mask):
+  """Norms by leaf, a weighted sum and the gradients themselves."""
+
+  @jax.jit
+  def run(params, batch, mask):
+    grads = jaxdp.per_example_grads(loss_fn, method)(params, batch, mask)
+    groups = range(len(jax.tree.leaves(params)))
+    norms = grads.norms(groups)
+    weights = jnp.where(jnp.isfinite(norms), 1 / (1 + norms), 0.0)
+    return (
+      norms,
+      grads.weighted_sum(weights, groups),
+      grads.materialise(),
+    )
+
+  return run(params, batch, mask)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_agrees_with_the_stacked_engine(name):
+  loss_fn, params, batch, _ = CASES[name]
+  stacked, factored = (
+    outcome(method, loss_fn, params, batch, MASK)
+    for method in ("stacked", "factored")
+  )
+  norms = stacked[0]
+  # The bound on rounding only adds.
+  assert (factored[0] >= norms * (1 - 2e-6) - 1e-7).all()
+  assert_close(factored, stacked, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sites_are_found(name):
+  loss_fn, params, batch, expected = CASES[name]
+  leaves, treedef = jax.tree.flatten(params)
+  example = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
+  )
+  tape, _ = _tape.record(
+    lambda leaves, x: loss_fn(jax.tree.unflatten(treedef, leaves), x),
+    leaves,
+    example,
+  )
+  found = [None if sites is None else len(sites) for sites in tape.sites]
+  assert found == expected
+
+
+# What it is for.
+
+
+def shapes_in(fun, *args):
+  """Shapes of all values in a program, those of inner jaxprs too."""
+
+  def walk(jaxpr):
+    for eqn in jaxpr.eqns:
+      yield from (tuple(v.aval.shape) for v in eqn.outvars)
+      for inner in core.jaxprs_in_params(eqn.params):
+        yield from walk(inner)
+
+  return set(walk(jax.make_jaxpr(fun)(*args).jaxpr))
+
+
+@pytest.mark.parametrize("method", ["factored", "stacked"])
+def test_no_gradient_of_a_matrix_is_made_for_every_unit(method):
+  params = {"w": normal(0, 64, 48)}
+  step = jaxdp.clipped_sum(
+    lambda p, x: jnp.sum(jnp.tanh(x @ p["w"])),
+    jaxdp.clipping.flat(1.0),
+    method,
+  )
+  shapes = shapes_in(lambda x: step(params, x)[0].grads, rows(64))
+  made = any(np.prod(s) >= UNITS * 64 * 48 for s in shapes)
+  assert made == (method == "stacked")
+
+
+def test_what_it_hands_out_is_one_tree_for_jit():
+  """Traced twice, the static part is equal, so that nothing compiles again."""
+  loss_fn, params, batch, _ = CASES["mlp"]
+  traces = []
+
+  @jax.jit
+  def consume(grads):
+    traces.append(1)
+    return grads.norms([0, 0, 0, 0])
+
+  for _ in range(2):
+    fn = jaxdp.per_example_grads(loss_fn, "factored")
+    consume(jax.jit(fn)(params, batch))
+  assert len(traces) == 1
+
+
+def test_a_table_explains_what_is_done():
+  loss_fn, params, batch, _ = CASES["mlp"]
+  table = jaxdp.per_example.explain(loss_fn, params, batch).splitlines()
+  assert [line.split(" | ")[0].strip() for line in table] == [
+    "parameter", "b/0", "b/1", "w/0", "w/1",
+  ]  # fmt: skip
+  assert "stacked" in table[1]
+  assert "dot_general | two norms" in table[3]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_names_the_way_that_is_taken(name, monkeypatch):
+  """The sizes that it is made of are those that the norm is."""
+  loss_fn, params, batch, _ = CASES[name]
+  params = jax.tree.map(jnp.asarray, params)
+  grads = jaxdp.per_example_grads(loss_fn, "factored")(params, batch)
+  leaves = jax.tree.leaves(
+    grads.stacked, is_leaf=lambda x: isinstance(x, _site.Factored)
+  )
+  taken = []
+  choose = _norms.choose
+
+  def noted(*sizes):
+    taken.append(sizes)
+    return choose(*sizes)
+
+  monkeypatch.setattr(_norms, "choose", noted)
+  for leaf in leaves:
+    if isinstance(leaf, _site.Factored):
+      _norms.squares(leaf)
+      told = len(taken)
+      _norms.choice(leaf)
+      assert taken[:told] == taken[told:]
+      taken.clear()
+
+
+# Losses of every kind.
+
+
+def test_frozen_leaves_keys_and_auxiliary_output():
+  def loss_fn(params, x, key):
+    kept = jax.random.bernoulli(key, 0.5, x.shape)
+    hidden = jnp.where(kept, x, 0.0) @ params["w"]
+    return jnp.sum(jnp.sin(hidden @ params["frozen"])), {"hidden": hidden}
+
+  params = {"w": normal(0, 3, 4), "frozen": normal(1, 4, 2)}
+  flags = {
+    "trainable": lambda name, leaf: name == "w",
+    "has_key": True,
+    "has_aux": True,
+  }
+  results = []
+  for method in ("stacked", "factored"):
+    fn = jaxdp.per_example_grads(loss_fn, method, **flags)
+    grads, aux = fn(params, rows(3), MASK, key=jax.random.key(3))
+    results.append((grads.materialise(), aux))
+  assert_close(*results)
+
+
+@pytest.mark.parametrize("flags", [{}, {"microbatch_size": 5}], ids=str)
+def test_fit_trains_the_same_by_either_engine(flags):
+  sampler = toy.poisson(max_batch_size=None)
+  states = [
+    toy.fit(
+      mechanism=toy.mechanism(sampler, 2.0),
+      seed=5,
+      num_steps=4,
+      performance=jaxdp.PerformanceFlags(method=method, **flags),
+    )[0].params
+    for method in ("stacked", "factored")
+  ]
+  toy.assert_close(states[1], states[0])
+
+
+def test_it_crosses_vmap():
+  loss_fn, params, batch, _ = CASES["mlp"]
+  two = jax.tree.map(lambda x: np.stack([x, 2 * x]), params)
+  fn = jaxdp.clipped_sum(loss_fn, jaxdp.clipping.flat(0.1), "factored")
+  run = jax.jit(lambda p: fn(p, batch)[0].grads)
+  both = jax.jit(jax.vmap(run))(two)
+  for i in range(2):
+    alone = run(jax.tree.map(lambda x, i=i: x[i], two))
+    assert_close(jax.tree.map(lambda x, i=i: x[i], both), alone, 1e-3, 1e-5)
+
+
+# Rounding.
+
+
+def cancelling(seed):
+  """Inputs that hardly differ by position, cotangents that sum to zero."""
+  rng = np.random.default_rng(seed)
+  x = 1 + 1e-4 * rng.standard_normal((1, 100, 300)).astype(np.float32)
+  y = rng.standard_normal((1, 100, 300)).astype(np.float32)
+  return x, y - y.mean(1, keepdims=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_norm_that_cancels_is_not_under_estimated(seed):
+  x, y = cancelling(seed)
+  assert _norms.choose(1, 100, 300, 300).method == "Gram"
+  exact = np.square(x[0].T.astype(np.float64) @ y[0].astype(np.float64)).sum()
+  found = _norms._product_squares(*(jnp.asarray(v)[:, None] for v in (x, y)))
+  assert float(found[0]) >= exact * (1 - 1e-6)
+  grams = [v[0].astype(np.float32) @ v[0].T for v in (x, y)]
+  assert abs(np.sum(grams[0] * grams[1]) / exact - 1) > 0.1  # control
+
+
+def test_contributions_in_bfloat16_stay_within_the_bound():
+  params = {"w": jnp.asarray(normal(0, 6, 5), jnp.bfloat16)}
+
+  def loss_fn(params, x):
+    return jnp.sum(jnp.sin((x @ params["w"]).astype(jnp.float32)))
+
+  rule = jaxdp.clipping.flat(0.01)
+  fn = jax.jit(jaxdp.clipped_sum(loss_fn, rule, "factored"))
+  for seed in range(5):
+    x = jnp.asarray(rows(7, 6, seed=seed), jnp.bfloat16)
+    for unit in range(UNITS):
+      summed, _ = fn(params, x, jnp.arange(UNITS) != unit)
+      assert summed.grads["w"].dtype == jnp.float32
+      norm = np.linalg.norm(np.asarray(summed.grads["w"], np.float64))
+      assert 0.009 < norm <= 0.01 * (1 + 8 * 2**-23)
+
+
+# Units apart.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("name", ["positions", "conv", "mlp", "tied"])
+def test_a_unit_that_is_not_finite_changes_no_other(name, bad):
+  loss_fn, params, batch, _ = CASES[name]
+
+  def shifted(params, example):
+    x, shift = example
+    return loss_fn(params, x) * jnp.exp(shift)
+
+  def run(shift):
+    return outcome("factored", shifted, params, (batch, shift), MASK)
+
+  clean = np.zeros(UNITS, np.float32)
+  dirty = clean.copy()
+  dirty[2] = bad
+  (norms, summed, stacked), (_, _, before) = run(dirty), run(clean)
+  assert not np.isfinite(norms[:, 2]).any()
+  for leaf, old in zip(
+    jax.tree.leaves(stacked), jax.tree.leaves(before), strict=True
+  ):
+    assert (leaf[2] == 0).all()
+    others = np.array([0, 1, 3])
+    np.testing.assert_array_equal(leaf[others], old[others])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(summed))
+
+
+def test_a_site_is_linear_in_its_parameter():
+  site = _site.Site(
+    jax.lax.dot_general_p,
+    tuple(
+      sorted(
+        {
+          "dimension_numbers": (((1,), (0,)), ((), ())),
+          "precision": None,
+          "preferred_element_type": None,
+          "out_sharding": None,
+        }.items()
+      )
+    ),
+    1,
+    (),
+    (3, 2),
+    jnp.dtype(jnp.float32),
+  )
+  x, a, b = normal(0, 4, 3), normal(1, 3, 2), normal(2, 3, 2)
+  np.testing.assert_allclose(
+    site(a + b, (x,)), site(a, (x,)) + site(b, (x,)), 1e-5, 1e-6
+  )
+  assert hash(site) == hash(_site.Site(*vars(site).values()))
