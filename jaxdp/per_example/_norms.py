@@ -22,6 +22,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 # Beyond, the rounding bound of a Gram form would clip by a tenth of a percent.
 _MOST_GRAM_POSITIONS = 128
 _FLOAT_BYTES = 4
+_FEW_INPUTS = 64
 
 
 class Choice(NamedTuple):
@@ -193,19 +194,26 @@ def _conv(leaf: Factored) -> Float[Array, " units"] | None:
   y = _by_group(y, groups)
   offsets = list(_grid(sizes))
   positions, inputs = y.shape[2], x.shape[-1] // groups
-  per_place = inputs * len(offsets)
-  if choose(groups, positions, per_place, outputs // groups).method == "Gram":
-    grams = [
+  # One place of the kernel is too thin for a matrix product if inputs are few.
+  count = max(1, _FEW_INPUTS // inputs)
+  pieces = [offsets[i : i + count] for i in range(0, len(offsets), count)]
+
+  def together(some: list[tuple[int, ...]]) -> Array:
+    return jnp.concatenate([shifted(offset) for offset in some], axis=3)
+
+  rows_of = inputs * len(offsets)
+  if choose(groups, positions, rows_of, outputs // groups).method == "Gram":
+    gram_y, *grams = (
       jnp.einsum("ugti,ugsi->ugts", v, v, precision=_HIGHEST)
-      for v in (*map(shifted, offsets), y)
-    ]
-    gram_x = sum(grams[1:-1], start=grams[0])
-    value = jnp.sum(gram_x * grams[-1], axis=(1, 2, 3))
-    return _guarded(value, gram_x, grams[-1])
+      for v in (y, *map(together, pieces))
+    )
+    gram_x = sum(grams[1:], start=grams[0])
+    value = jnp.sum(gram_x * gram_y, axis=(1, 2, 3))
+    return _guarded(value, gram_x, gram_y)
   total = jnp.zeros(units, x.dtype)
-  for offset in offsets:
+  for piece in pieces:
     product = jnp.einsum(
-      "ugti,ugto->ugio", shifted(offset), y, precision=_HIGHEST
+      "ugti,ugto->ugio", together(piece), y, precision=_HIGHEST
     )
     total = total + sum_squares(product)
   return total
