@@ -68,6 +68,7 @@ def test_garbage_in_padding_changes_no_bit(resnet10):
   toy.assert_same(a, b)
 
 
+@pytest.mark.slow
 def test_an_empty_bucket_has_no_loss_and_no_gradient(resnet10):
   params, apply_fn = resnet10
   records = Records(images(2), jnp.ones(2, bool))
@@ -107,7 +108,9 @@ def neighbours(apply_fn, params, extra):
   ]
 
 
-@pytest.mark.parametrize("extra", [1.0, 1e3])
+@pytest.mark.parametrize(
+  "extra", [1e3, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_one_record_moves_its_own_bucket_and_no_other(resnet10, extra):
   params, apply_fn = resnet10
   (a, info_a), (b, info_b) = neighbours(apply_fn, params, extra)

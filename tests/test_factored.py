@@ -202,6 +202,9 @@ CASES = {
 }  # fmt: skip
 
 
+FEW = ("x @ w", "many positions", "heads", "conv", "look-up")
+
+
 def outcome(method, loss_fn, params, batch, mask):
   """Norms by leaf, a weighted sum and the gradients themselves."""
 
@@ -303,7 +306,13 @@ def test_a_table_explains_what_is_done():
   assert "dot_general | two norms" in table[3]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
+    for name in CASES
+  ],
+)
 def test_the_table_names_the_way_that_is_taken(name, monkeypatch):
   """The sizes that it is made of are those that the norm is."""
   loss_fn, params, batch, _ = CASES[name]
@@ -352,6 +361,7 @@ def test_frozen_leaves_keys_and_auxiliary_output():
   assert_close(*results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"microbatch_size": 5}], ids=str)
 def test_fit_trains_the_same_by_either_engine(flags):
   sampler = toy.poisson(max_batch_size=None)

@@ -147,7 +147,13 @@ CASES = [
   )
   if (kind, relation) != ("bucket", NeighboringRelation.REPLACE_ONE)  # refused
 ]
-every_path = pytest.mark.parametrize("engine", ENGINES)
+every_path = pytest.mark.parametrize(
+  "engine",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if "micro" in name else name
+    for name in ENGINES
+  ],
+)
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
