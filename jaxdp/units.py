@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdp import per_example
@@ -25,7 +26,7 @@ class Records(NamedTuple):
   """
 
   examples: PyTree
-  is_padding_example: Bool[Array, " capacity"]
+  is_padding_example: Bool[Array, " capacity"] | Bool[np.ndarray, " capacity"]
 
 
 def mean_over_views(

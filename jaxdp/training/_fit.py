@@ -184,7 +184,7 @@ def _made_up_batch(dataset: PyTree | _feed.Reader, sampler: Sampler) -> PyTree:
   if not sampler.unit_shape:
     return rows
   records = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
-  return units.Records(records, np.zeros(shape, bool))  # type: ignore[arg-type]
+  return units.Records(records, np.zeros(shape, bool))
 
 
 def _check_loss(
