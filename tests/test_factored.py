@@ -410,6 +410,31 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
   assert abs(np.sum(grams[0] * grams[1]) / exact - 1) > 0.1  # control
 
 
+@pytest.mark.parametrize(
+  "scales", [(1e-25, 1e20), (1e20, 1e-25), (1e-33, 1e30)]
+)
+@pytest.mark.parametrize("positions", [1, 2])
+def test_factors_of_any_size_have_the_norm_of_their_product(scales, positions):
+  x, y = (s * rows(1, positions, 40, seed=i) for i, s in enumerate(scales))
+  exact = np.einsum("ubti,ubto->ubio", *(v.astype(np.float64) for v in (x, y)))
+  found = _norms._product_squares(jnp.asarray(x), jnp.asarray(y))
+  expected = np.linalg.norm(exact.reshape(UNITS, -1), axis=1)
+  np.testing.assert_allclose(np.sqrt(found), expected, 1e-5)
+
+
+def test_a_parameter_as_an_integer_is_no_view():
+  def loss_fn(params, x):
+    return jnp.sum(x @ params["w"]) * (x @ params["w"].astype(int))[0]
+
+  params = {"w": normal(0, 3, 2)}
+  with jax.numpy_dtype_promotion("standard"):
+    results = [
+      jaxdp.per_example_grads(loss_fn, m)(params, rows(3)).materialise()
+      for m in ("stacked", "factored")
+    ]
+  assert_close(*results)
+
+
 def test_contributions_in_bfloat16_stay_within_the_bound():
   params = {"w": jnp.asarray(normal(0, 6, 5), jnp.bfloat16)}
 

@@ -97,24 +97,43 @@ def _product_squares(
   """Of sum_t x_t y_t', summed over ``groups``."""
   _, groups, positions, inputs = x.shape
   method = choose(groups, positions, inputs, y.shape[3]).method
-  if method == "two norms":
-    of_x, of_y = (jnp.sum(jnp.square(v), axis=(2, 3)) for v in (x, y))
-    return jnp.sum(of_x * of_y, axis=1)
   if method == "product":
     product = jnp.einsum("ubti,ubto->ubio", x, y, precision=_HIGHEST)
     return sum_squares(product)
-  grams = [
-    jnp.einsum("ubti,ubsi->ubts", v, v, precision=_HIGHEST) for v in (x, y)
-  ]
-  return _guarded(jnp.sum(grams[0] * grams[1], axis=(1, 2, 3)), *grams)
+  # Scaled, or a tiny x and a huge y would have a norm of 0 or infinity.
+  (x, of_x), (y, of_y) = _scaled(x), _scaled(y)
+  if method == "Gram":
+    value = _guarded(_gram(x), _gram(y))
+  else:
+    norms = [jnp.sum(jnp.square(v), axis=(2, 3)) for v in (x, y)]
+    value = jnp.sum(norms[0] * norms[1], axis=1)
+  return value * jnp.square(of_x * of_y)
+
+
+def _gram(x: Float[Array, "units groups positions features"]) -> Array:
+  return jnp.einsum("ubti,ubsi->ubts", x, x, precision=_HIGHEST)
+
+
+def _scaled(x: Float[Array, "units ..."]) -> tuple[Array, Array]:
+  """Each unit over a power of two, so that its largest entry is about 1."""
+  largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)))
+  _, exponent = jnp.frexp(largest)
+  # Twice half of it: one step would leave the range of float32.
+  half = jnp.ldexp(jnp.ones_like(largest), exponent // 2)
+  rest = jnp.ldexp(jnp.ones_like(largest), exponent - exponent // 2)
+
+  def over(x: Array, scale: Array) -> Array:
+    return x / jax.lax.broadcast_in_dim(scale, x.shape, (0,))
+
+  return over(over(x, half), rest), half * rest
 
 
 def _guarded(
-  value: Float[Array, " units"],
   gram_x: Float[Array, "units batch positions positions"],
   gram_y: Float[Array, "units batch positions positions"],
 ) -> Float[Array, " units"]:
   """A Gram form plus the most that rounding may have taken from it."""
+  value = jnp.sum(gram_x * gram_y, axis=(1, 2, 3))
   positions = gram_x.shape[-1]
   of_x, of_y = (
     jnp.sum(jnp.trace(g, axis1=2, axis2=3), axis=1) for g in (gram_x, gram_y)
@@ -203,13 +222,10 @@ def _conv(leaf: Factored) -> Float[Array, " units"] | None:
 
   rows_of = inputs * len(offsets)
   if choose(groups, positions, rows_of, outputs // groups).method == "Gram":
-    gram_y, *grams = (
-      jnp.einsum("ugti,ugsi->ugts", v, v, precision=_HIGHEST)
-      for v in (y, *map(together, pieces))
-    )
-    gram_x = sum(grams[1:], start=grams[0])
-    value = jnp.sum(gram_x * gram_y, axis=(1, 2, 3))
-    return _guarded(value, gram_x, gram_y)
+    (x, of_x), (y, of_y) = _scaled(x), _scaled(y)
+    first, *others = (_gram(together(piece)) for piece in pieces)
+    value = _guarded(sum(others, start=first), _gram(y))
+    return value * jnp.square(of_x * of_y)
   total = jnp.zeros(units, x.dtype)
   for piece in pieces:
     product = jnp.einsum(

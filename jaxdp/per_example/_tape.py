@@ -28,8 +28,15 @@ _POSITIONS = {
   "conv_general_dilated": (1,),
   "gather": (0,),
 }
-# They keep every entry of a parameter, once.
-_VIEWS = frozenset({"reshape", "transpose", "squeeze", "convert_element_type"})
+_VIEWS = frozenset(
+  {
+    "broadcast_in_dim",  # that adds axes of length 1
+    "convert_element_type",
+    "reshape",
+    "squeeze",
+    "transpose",
+  }
+)
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 
@@ -228,7 +235,7 @@ class _Finder:
     there = [i for i, view in enumerate(operands) if view is not None]
     view = operands[there[0]]
     assert view is not None
-    if name in _VIEWS or _only_reshapes(eqn):
+    if _keeps_entries(eqn):
       step = (eqn.primitive, _hashable(eqn.params))
       return _View(view.index, (*view.views, step))
     if len(there) == 1 and there[0] in _POSITIONS.get(name, ()):
@@ -238,13 +245,14 @@ class _Finder:
     return None
 
 
-def _only_reshapes(eqn: Any) -> bool:
-  """A broadcast that adds axes of length 1."""
+def _keeps_entries(eqn: Any) -> bool:
+  """Whether every entry of the one operand is there once, as a real number."""
+  before, after = eqn.invars[0].aval, eqn.outvars[0].aval
   return (
-    eqn.primitive.name == "broadcast_in_dim"
+    eqn.primitive.name in _VIEWS
     and len(eqn.invars) == 1
-    and math.prod(eqn.outvars[0].aval.shape)
-    == math.prod(eqn.invars[0].aval.shape)
+    and math.prod(before.shape) == math.prod(after.shape)
+    and jax.numpy.issubdtype(after.dtype, jax.numpy.floating)
   )
 
 
@@ -266,7 +274,8 @@ def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
   bound = eqn.primitive.get_bind_params(eqn.params)
   # Versions of JAX before 0.10 put functions in front.
   functions, params = bound if isinstance(bound, tuple) else ((), bound)
-  out = eqn.primitive.bind(*functions, *operands, **params)
+  with eqn.ctx.manager:
+    out = eqn.primitive.bind(*functions, *operands, **params)
   return list(out) if eqn.primitive.multiple_results else [out]
 
 
