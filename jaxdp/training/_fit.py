@@ -101,7 +101,9 @@ def fit(
     otherwise they get fresh randomness and are charged again.
 
   Raises:
-    ValueError: for anything that does not fit together, before any compile.
+    ValueError: for anything that does not fit together, before any compile; or
+      a leaf has no gradient (see ``probe.check_gradients``), which one small
+      program on made-up examples finds before training.
   """
   performance = performance or PerformanceFlags()
   _check_counts(
