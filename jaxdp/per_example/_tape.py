@@ -97,8 +97,8 @@ class Tape:
       here = (*place, number)
       operands = [read(atom) for atom in eqn.invars]
       inner = _inner(eqn)
-      if inner is not None and self._has_site_in(here):
-        results = self._enter(eqn, inner, operands, here, taps, records)
+      if inner is not None and (mine := self._taps_in(here)):
+        results = self._enter(eqn, inner, operands, here, mine, taps, records)
       else:
         results = _bind(eqn, operands)
         if here in self.places:
@@ -116,11 +116,10 @@ class Tape:
     inner: core.ClosedJaxpr,
     operands: Sequence[Any],
     here: Place,
+    mine: list[int],
     taps: Sequence[Array],
     records: list[Any],
   ) -> list[Any]:
-    mine = [t for p, (t, _) in self.places.items() if p[: len(here)] == here]
-
     def body(
       operands: Sequence[Any], some: Sequence[Array]
     ) -> tuple[list[Any], list[Any]]:
@@ -144,8 +143,8 @@ class Tape:
       records[index] = record
     return out
 
-  def _has_site_in(self, here: Place) -> bool:
-    return any(place[: len(here)] == here for place in self.places)
+  def _taps_in(self, here: Place) -> list[int]:
+    return [t for p, (t, _) in self.places.items() if p[: len(here)] == here]
 
 
 def record(
