@@ -4,6 +4,8 @@ A *rate* is the learning rate in units of the noise, lr C / s, and over 1 - beta
 with an outer momentum beta: how far a unit at its clipping bound moves the
 parameters in the end, times the batch size. Arms are tuned and compared at
 rates, since for many rules the clip norm alone is nothing but a learning rate.
+C is ``l2_clip_norm``. A rule that has none, or whose bound is another
+(``normalized``), is tuned like the others, but its rates are not theirs.
 """
 
 import copy
@@ -57,7 +59,8 @@ class Design:
     grids: by arm, further values that tuning tries, by dotted path.
     tuning_seeds: of tuning.
     seeds: of evaluation; none of them tunes.
-    num_validation: rows, neither trained on nor public, that tuning goes by.
+    num_validation: rows that nothing trains on, by which tuning goes. No
+      epsilon covers them: what ``results.jsonl`` and the page say is exact.
     options: what one study alone needs.
   """
 

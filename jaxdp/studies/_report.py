@@ -85,7 +85,9 @@ def _question(design: Design, rows: Rows, command: str) -> report.Section:
     f"{min(rates):g} to {max(rates):g}; what is shown is the test accuracy of "
     f"{len(seeds)} further seeds, with Student's 95 % interval. Arms with "
     "equal seeds draw the same batches and noise, and differences are taken "
-    "seed by seed. Choosing among runs is not charged to ε.",
+    "seed by seed. ε covers the examples that train, towards those who do not "
+    "know the seeds, which are named; neither the validation rows nor the "
+    "choice among runs are covered.",
   ]
   settings = [["setting", "noise multiplier", "ε", "δ"]]
   for name in design.settings:
