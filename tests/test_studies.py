@@ -5,13 +5,15 @@ import dataclasses
 import json
 import math
 import re
+import threading
 
+import jax
 import numpy as np
 import pytest
 
 import jaxdp
 from jaxdp import experiment, studies
-from jaxdp.studies import _psasc, _report, _run
+from jaxdp.studies import _psasc, _report, _run, _workers
 from tests.test_experiment import small
 
 FLAT = {"name": "flat", "l2_clip_norm": 1.0}
@@ -209,9 +211,94 @@ def test_a_stopped_study_goes_on_and_makes_no_run_twice(finished, tmp_path):
 
   def made(path):
     rows = map(json.loads, (path / "results.jsonl").read_text().splitlines())
-    return [(r["key"], r["outcome"]["test_loss"]) for r in rows]
+    return [(r.pop("outcome")["test_loss"], str(r)) for r in rows]
 
   assert sorted(made(tmp_path)) == sorted(made(finished))
+
+
+class Recorder:
+  """A sweep that says where it ran."""
+
+  def __init__(self, design):
+    del design
+
+  def __call__(self, run):
+    if run.arm == "broken":
+      raise RuntimeError("out of memory")
+    return {"device": jax.numpy.zeros(()).device.id}
+
+
+def runs_of(counts):
+  return [
+    studies.Run("tuning", "private", arm, float(i), 0, {})
+    for arm, count in counts.items()
+    for i in range(count)
+  ]
+
+
+def make(monkeypatch, runs, is_late=lambda: False, devices=3):
+  monkeypatch.setattr(_workers, "Sweep", Recorder)
+  workers, made = _workers.Workers(DESIGN, jax.devices()[:devices]), []
+  return made, lambda: workers(
+    runs, lambda run, outcome: made.append((run, outcome["device"])), is_late
+  )
+
+
+def test_a_device_keeps_to_its_arms(monkeypatch):
+  runs = runs_of({"a": 5, "b": 5, "c": 5, "d": 5})
+  made, work = make(monkeypatch, runs)
+  assert work()
+  assert sorted(run.key for run, _ in made) == sorted(r.key for r in runs)
+  places = {(run.arm, device) for run, device in made}
+  assert len(places) == 4
+
+
+def test_devices_share_an_arm_that_is_worth_compiling_again(monkeypatch):
+  count = 2 * _workers._WORTH_COMPILING
+  barrier = threading.Barrier(2)
+
+  class Waiting(Recorder):
+    def __call__(self, run):
+      if run.rate < 2:
+        barrier.wait(60)  # two of them are under way at once
+      return super().__call__(run)
+
+  made, _ = make(monkeypatch, [])
+  monkeypatch.setattr(_workers, "Sweep", Waiting)
+  workers = _workers.Workers(DESIGN, jax.devices()[:2])
+  runs = runs_of({"a": count})
+  assert workers(runs, lambda _, o: made.append(o["device"]), lambda: False)
+  assert (len(made), len(set(made))) == (count, 2)
+
+
+def test_a_run_that_fails_stops_the_others_and_loses_none(monkeypatch):
+  made, work = make(monkeypatch, runs_of({"broken": 9, "a": 8}), devices=1)
+  with pytest.raises(RuntimeError, match="out of memory"):
+    work()
+  assert made == []
+  made, work = make(monkeypatch, runs_of({"broken": 1, "a": 8}), devices=1)
+  with pytest.raises(RuntimeError, match="out of memory"):
+    work()
+  assert len(made) == 8
+
+
+def test_what_is_late_does_not_begin(monkeypatch):
+  times = iter([False, False, True])
+  runs = runs_of({"a": 5})
+  made, work = make(monkeypatch, runs, lambda: next(times), devices=1)
+  assert not work()
+  assert [run.rate for run, _ in made] == [0.0, 1.0]
+
+
+def test_runs_of_another_base_are_not_mixed(finished):
+  base = {**DESIGN.base, "training": {**DESIGN.base["training"], "seed": 7}}
+  for other in (
+    dataclasses.replace(DESIGN, base=base),
+    dataclasses.replace(DESIGN, num_validation=99),
+  ):
+    for work in (studies.run, studies.report):
+      with pytest.raises(ValueError, match="holds runs of another design"):
+        work(other, finished)
 
 
 def test_what_diverged_is_null_in_the_file_and_nan_in_the_rows(tmp_path):

@@ -2,20 +2,26 @@
 
 import dataclasses
 import itertools
+import json
+import math
 import os
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from jaxdp.studies import _psasc, _report
 from jaxdp.studies._design import Design, Run
 from jaxdp.studies._summary import Rows, chosen, select
-from jaxdp.studies._sweep import Results, Sweep
+from jaxdp.studies._sweep import Results
+from jaxdp.studies._workers import Workers
 
 # Times that the rates of an arm grow by one where the best is at their edge.
 _MOST_EXTENSIONS = 8
+_DESIGN = "design.json"
 
 
 def stages(design: Design, results: Results) -> Iterator[list[Run]]:
@@ -58,28 +64,39 @@ def run(
   minutes: float | None = None,
   progress: bool = True,
 ) -> bool:
-  """Makes the runs that are not there yet.
+  """Makes the runs that are not there yet, one at a time on each local device.
 
   Args:
     design: the study.
-    workdir: gets ``results.jsonl``, one line a run. The same design goes on
-      where a call before was stopped.
+    workdir: gets ``results.jsonl``, one line a run, and ``design.json``, what
+      all runs share. The same design goes on where a call before was stopped.
     minutes: begin no run after so long; None for no limit.
     progress: show a progress bar.
 
   Returns:
     Whether all runs are there.
+
+  Raises:
+    ValueError: the runs in ``workdir`` are of another base.
   """
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  results, sweep = Results(workdir / "results.jsonl"), Sweep(design)
-  begin = time.monotonic()
+  _check(design, workdir)
+  shared = json.dumps(_shared(design), indent=1, ensure_ascii=False)
+  (workdir / _DESIGN).write_text(shared + "\n", "utf-8")
+  results = Results(workdir / "results.jsonl")
+  deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+  workers = Workers(design, jax.local_devices())
   for stage in stages(design, results):
     todo = [r for r in stage if r not in results]
-    for one in tqdm(todo, disable=not progress, unit="run"):
-      if minutes is not None and time.monotonic() - begin > 60 * minutes:
+    with tqdm(total=len(todo), disable=not progress, unit="run") as bar:
+
+      def done(one: Run, outcome: dict[str, float], bar: tqdm = bar) -> None:
+        results.add(one, outcome)
+        bar.update()
+
+      if not workers(todo, done, lambda: time.monotonic() > deadline):
         return False
-      results.add(one, sweep(one))
   return True
 
 
@@ -94,8 +111,34 @@ def report(
     command: how to run the study again, to be shown.
   """
   workdir = pathlib.Path(workdir)
+  _check(design, workdir)
   results = Results(workdir / "results.jsonl")
   # Runs of a design before, or of a choice that more tuning has changed, stay
   # in the file and out of the report.
   rows = results.of(r for stage in stages(design, results) for r in stage)
   return _report.write(design, rows, workdir / "report.html", command)
+
+
+def _shared(design: Design) -> dict[str, Any]:
+  """What every run depends on and its line in the results does not say."""
+  shared = {**design.base, "num_validation": design.num_validation}
+  loaded: dict[str, Any] = json.loads(json.dumps(shared))
+  return loaded
+
+
+def _check(design: Design, workdir: pathlib.Path) -> None:
+  """Refuses to mix runs of different bases."""
+  path = workdir / _DESIGN
+  if not path.exists():
+    return
+  before, now = json.loads(path.read_text("utf-8")), _shared(design)
+  changed = [
+    f"{name} was {before.get(name)} and is {now.get(name)}"
+    for name in sorted({*before, *now})
+    if before.get(name) != now.get(name)
+  ]
+  if changed:
+    raise ValueError(
+      f"{workdir} holds runs of another design: {'; '.join(changed)}. Take "
+      "another workdir, or the config of before."
+    )

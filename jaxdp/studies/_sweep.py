@@ -37,10 +37,11 @@ class Results:
     self._path = pathlib.Path(path)
     self.rows: list[dict[str, Any]] = []
     if self._path.exists():
-      lines = self._path.read_text().splitlines(keepends=True)
+      text = self._path.read_text("utf-8")
+      lines = text.splitlines(keepends=True)
       if lines and not lines[-1].endswith("\n"):
         lines.pop()
-        self._path.write_text("".join(lines))
+        self._path.write_text("".join(lines), "utf-8")
       self.rows = [_read(line) for line in lines]
     self._keys = {row["key"] for row in self.rows}
 
@@ -54,10 +55,10 @@ class Results:
 
   def add(self, run: Run, outcome: dict[str, float]) -> None:
     """Keeps a run, on disk before this returns."""
-    row = {"key": run.key, **json.loads(run.key), "outcome": outcome}
     finite = {k: v if math.isfinite(v) else None for k, v in outcome.items()}
-    line = json.dumps({**row, "outcome": finite}, allow_nan=False)
-    with self._path.open("a") as file:
+    row = {**dataclasses.asdict(run), "outcome": finite}
+    line = json.dumps(row, allow_nan=False, ensure_ascii=False)
+    with self._path.open("a", encoding="utf-8") as file:
       file.write(line + "\n")
       file.flush()
       os.fsync(file.fileno())
@@ -68,7 +69,8 @@ class Results:
 def _read(line: str) -> dict[str, Any]:
   row = json.loads(line)
   outcome = row.pop("outcome")
-  return row | {k: math.nan if v is None else v for k, v in outcome.items()}
+  values = {k: math.nan if v is None else v for k, v in outcome.items()}
+  return {"key": Run(**row).key, **row, **values}
 
 
 class Sweep:
