@@ -1,5 +1,6 @@
 """The page of a study: what was asked, what came out, and how sure it is."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -65,8 +66,8 @@ def verdict(difference: Interval) -> str:
   return "worse" if difference.high < 0 else "no difference shown"
 
 
-def _list(values: Sequence[Any]) -> str:
-  return ", ".join(map(str, values))
+def _seeds(values: Sequence[Any]) -> str:
+  return f"seed{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
 
 
 def _question(design: Design, rows: Rows, command: str) -> report.Section:
@@ -81,7 +82,7 @@ def _question(design: Design, rows: Rows, command: str) -> report.Section:
     f"Every arm trains on {data['num_examples']:,} examples of "
     f"{data['name']} for {training['num_steps']:,} steps. Rates, and what else "
     f"an arm may tune, were chosen on {design.num_validation:,} other training "
-    f"rows, with seed {_list(design.tuning_seeds)}, among rates from "
+    f"rows, by the mean over {_seeds(design.tuning_seeds)}, among rates from "
     f"{min(rates):g} to {max(rates):g}; what is shown is the test accuracy of "
     f"{len(seeds)} further seeds, with Student's 95 % interval. Arms with "
     "equal seeds draw the same batches and noise, and differences are taken "
@@ -114,20 +115,22 @@ def _arms(
     for arm in design.arms
     if (summary := summarize(rows, setting, arm, reference))
   }
-  cells = [("arm", "rate", "tuned", "accuracy", f"− {reference}", "verdict")]
+  cells = [["arm", "rate", "accuracy", f"− {reference}", "verdict"]]
+  if design.grids:
+    cells[0].insert(2, "tuned")
   verdicts: dict[str, list[str]] = {}
   for arm, one in table.items():
     difference = one.difference
-    cells.append(
-      (
-        arm,
-        f"{one.rate:g}",
-        _tuned(one.overrides),
-        percent(one.accuracy),
-        "" if difference is None else percent(difference, sign=True),
-        "" if difference is None else verdict(difference),
-      )
-    )
+    row = [
+      arm,
+      f"{one.rate:g}",
+      percent(one.accuracy),
+      "" if difference is None else percent(difference, sign=True),
+      "" if difference is None else verdict(difference),
+    ]
+    if design.grids:
+      row.insert(2, _tuned(one.overrides))
+    cells.append(row)
     if difference is not None:
       verdicts.setdefault(verdict(difference), []).append(arm)
   texts = [
@@ -239,8 +242,9 @@ def _tuning(rows: Rows) -> report.Section:
         for row in select(mine, rate=rate):
           place = str(sorted(row["overrides"].items()))
           best.setdefault(place, []).append(row["validation_accuracy"])
-        top = max(best.values(), key=lambda values: sum(values) / len(values))
-        points.append((rate, interval(top)))
+        top = max(sum(values) / len(values) for values in best.values())
+        # The mean alone: an interval of so few seeds would hide the others.
+        points.append((rate, Interval(top, -math.inf, math.inf, 1)))
   return report.Section(
     title="Tuning",
     texts=[
@@ -248,5 +252,5 @@ def _tuning(rows: Rows) -> report.Section:
       "best at each rate."
     ],
     figure=_figures.lines(panels, "rate lr C/s", "validation accuracy, %"),
-    caption="What tuning saw.",
+    caption="What tuning saw: means over its seeds.",
   )
