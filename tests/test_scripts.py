@@ -137,11 +137,14 @@ def test_a_study_that_is_stopped_at_once_says_so(call, tmp_path):
   out = call(
     "study.py",
     "--config=configs/studies/batch_clipping.py:digits",
+    "--config.base.training.num_steps=7",
     f"--workdir={tmp_path}",
     "--minutes=0",
   )
   assert "not complete yet: run it again" in out
-  assert "Batch clipping" in (tmp_path / "report.html").read_text()
+  page = (tmp_path / "report.html").read_text()
+  assert "Batch clipping" in page
+  assert "for 7 steps" in page
 
 
 def test_accounting_prints_a_table(call):
