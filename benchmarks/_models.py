@@ -135,6 +135,7 @@ TASKS: dict[str, Callable[[int], Task]] = {
   "lenet": lenet,
   "transformer": transformer,
   "dp_cnn": functools.partial(images, "dp_cnn", (32, 32, 3)),
+  "resnet18": functools.partial(images, "resnet18", (32, 32, 3)),
   "wrn_16_4": functools.partial(
     images, "wrn_16_4", (32, 32, 3), dtype=jnp.bfloat16
   ),
@@ -145,6 +146,7 @@ BATCH_SIZES = {
   "lenet": 256,
   "transformer": 64,
   "dp_cnn": 256,
+  "resnet18": 256,
   "wrn_16_4": 1024,
 }
 

@@ -17,6 +17,7 @@ from benchmarks import _models, _timing
 
 _VIEWS = flags.DEFINE_list("views", ["1", "2", "4", "8"], "K, the first of 1.")
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "Examples.")
+_METHOD = flags.DEFINE_string("method", "stacked", "Engine.")
 _MICROBATCH = flags.DEFINE_integer("microbatch_size", None, "None for all.")
 
 
@@ -37,6 +38,7 @@ def main(_: list[str]) -> None:
       loss_fn,
       mechanism,
       optax.sgd(1.0),
+      method=_METHOD.value,
       has_key=True,
       microbatch_size=_MICROBATCH.value,
     )
