@@ -7,6 +7,8 @@ and little more. DP-CNN on CIFAR-sized images, random crop and flip.
   python benchmarks/views.py --quick
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,6 +31,7 @@ def main(_: list[str]) -> None:
     jaxdp.clipping.flat(1.0), jaxdp.sampling.FullBatch(batch_size), 1.0
   )
   mask = jnp.zeros(batch_size, bool)
+  method: Any = _METHOD.value
   variants = []
   for views in map(int, _VIEWS.value):
     loss_fn = jaxdp.units.mean_over_views(
@@ -38,7 +41,7 @@ def main(_: list[str]) -> None:
       loss_fn,
       mechanism,
       optax.sgd(1.0),
-      method=_METHOD.value,
+      method=method,
       has_key=True,
       microbatch_size=_MICROBATCH.value,
     )

@@ -3,9 +3,9 @@
     python scripts/study.py --config=configs/studies/psasc.py:digits \
       --workdir=runs/psasc_digits
 
-digits: minutes on two CPU cores. mnist, cifar10 (with JAXDP_DATA_DIR set): about
-10 and 25 minutes of one H200. All local devices share the runs; --minutes makes
-instalments.
+digits: minutes on two CPU cores. mnist, cifar10 (with JAXDP_DATA_DIR set):
+about 10 and 25 minutes of one H200. All local devices share the runs; --minutes
+makes instalments.
 """
 
 import ml_collections
