@@ -111,7 +111,8 @@ def over_iterates(
   """
 
   def fn(params: PyTree, *args: Any) -> Any:
-    def past_loss(offset: PyTree) -> Array:
+    def past_loss(total: Array, past: tuple[PyTree, Array]) -> Any:
+      offset, weight = past
       moved = jax.tree.map(
         lambda d, p: p if d is None else p + d,
         offset,
@@ -119,16 +120,15 @@ def over_iterates(
         is_leaf=lambda d: d is None,
       )
       out = loss_fn(moved, *args)
-      past: Array = out[0] if has_aux else out
-      return past
+      return total + weight * (out[0] if has_aux else out), None
 
     out = loss_fn(params, *args)
     loss, aux = out if has_aux else (out, None)
     weights = window.weights.astype(loss.dtype)
     loss = weights[0] * loss
     if len(weights) > 1:
-      losses = jax.vmap(past_loss)(window.offsets)
-      loss = loss + jnp.sum(weights[1:] * losses)
+      # A loop: kernels that differ by iterate would make grouped convolutions.
+      loss, _ = jax.lax.scan(past_loss, loss, (window.offsets, weights[1:]))
     return (loss, aux) if has_aux else loss
 
   return fn

@@ -9,6 +9,7 @@ import pytest
 from jax.extend import core
 
 import jaxdp
+from jaxdp.inner_momentum import over_iterates
 from jaxdp.per_example import _norms, _site, _tape
 from tests import toy
 from tests.units import assert_close, normal
@@ -92,6 +93,16 @@ def mlp(wrap=lambda fun: fun):
   return case(loss_fn, params, rows(3), [None, None, 1, 1])
 
 
+def inner_momentum(plain):
+  """Two sites a matrix: at the current iterate, and in the loop over others."""
+  loss_fn, params, batch, _ = plain
+  inner = jaxdp.InnerMomentum(num_iterates=3)
+  history = jax.tree.map(lambda x: np.stack([x / 2, x / 3]), params)
+  window = inner.window(history, params, jnp.array(5))
+  loss_fn = over_iterates(loss_fn, window)
+  return case(loss_fn, params, batch, [None, None, 2, 2])
+
+
 @jax.custom_jvp
 def doubled(w):
   return 2 * w
@@ -113,6 +124,37 @@ def scan_over_layers(params, x):
     return jnp.tanh(x @ w), None
 
   return jnp.sum(jax.lax.scan(one, x, params["w"])[0])
+
+
+def layers_in_time(params, xs):
+  """The loop over layers is the inner one."""
+
+  def step(h, x):
+    one = lambda h, w: (jnp.tanh((x + h) @ w), None)  # noqa: E731
+    return jax.lax.scan(one, h, params["w"], reverse=True)[0], None
+
+  return jnp.sum(jax.lax.scan(step, jnp.zeros((2, 3)), xs)[0])
+
+
+def time_in_layers(params, xs):
+  """Each layer goes through time, with a view of its slice."""
+
+  def one(xs, w):
+    w = w.reshape(3, 3).T
+
+    def step(h, x):
+      h = jnp.tanh((x + h) @ w)
+      return h, h
+
+    return jax.lax.scan(step, jnp.zeros(3), xs)[1], None
+
+  return jnp.sum(jax.lax.scan(one, xs, params["w"])[0])
+
+
+def carried(w, x):
+  """A parameter that a loop might change."""
+  turn = lambda carry, _: ((carry[0] @ carry[1], 2 * carry[1]), None)  # noqa: E731
+  return jnp.sum(jax.lax.scan(turn, (x, w), length=3)[0][0])
 
 
 def branch(params, x):
@@ -179,16 +221,33 @@ CASES = {
   ),
   "scan over time": case(
     scan_over_time, {"u": normal(1, 2, 2), "w": normal(2, 3, 2)}, rows(5, 3),
-    [None, None],
+    [1, 1],
   ),
   "scan over layers": case(
-    scan_over_layers, {"w": normal(1, 4, 3, 3)}, rows(3), [None]
+    scan_over_layers, {"w": normal(1, 4, 3, 3)}, rows(3), [1]
+  ),
+  "layers in time": case(
+    layers_in_time, {"w": normal(1, 4, 3, 3)}, rows(5, 2, 3), [1]
+  ),
+  "time in layers": case(
+    time_in_layers, {"w": normal(1, 4, 9)}, rows(5, 3), [1]
+  ),
+  "carried": case(carried, normal(1, 3, 3), rows(3), [None]),
+  "conv, groups": conv((1, 5, 5, 6), (3, 3, 2, 9), feature_group_count=3),
+  "conv, depthwise, NCHW": conv(
+    (2, 6, 5, 5), (6, 1, 3, 2), ("NCHW", "OIHW", "NCHW"),
+    feature_group_count=6,
   ),
   "cond": case(branch, normal(1, 3, 2), rows(3), [None]),
   "two parameters": case(
     nothing_but_a_product, {"u": normal(1, 3, 2), "w": normal(2, 2, 3)},
     rows(3, 3), [None, None],
   ),
+  "moved": case(
+    lambda p, x: jnp.sum(jnp.sin(x @ (2.0 * x[:, None] + p["w"] - 1.0))),
+    {"w": normal(1, 3, 2)}, rows(3), [1],
+  ),
+  "inner momentum": inner_momentum(mlp()),
   "not used": case(
     lambda p, x: jnp.sum(x @ p["w"]),
     {"spare": normal(1, 3), "w": normal(2, 3, 2)}, rows(3), [0, 1],

@@ -10,6 +10,7 @@ References:
   clipping); Bu et al. 2022, arXiv:2205.10683.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -31,14 +32,6 @@ def compute(
   """Losses, auxiliary outputs and gradients of every unit of a batch."""
   trained, frozen = params
   leaves, treedef = jax.tree.flatten(trained)
-  if _stacked.has_grouped_convolution(
-    lambda example, key: loss_fn(trained, frozen, example, key), batch, keys
-  ):
-    return _stacked.compute(loss_fn, params, batch, is_padding_example, keys)
-  nonfinite = _batch.has_nonfinite_input(batch)
-  padding = is_padding_example
-  removed = nonfinite if padding is None else nonfinite | padding
-  batch = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
 
   def flat(leaves: list[Array], example: PyTree, key: Any) -> Any:
     return loss_fn(jax.tree.unflatten(treedef, leaves), frozen, example, key)
@@ -47,6 +40,13 @@ def compute(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
   )
   tape, out_shape = _tape.record(flat, leaves, *abstract)
+  if _bare_groups(tape):
+    return _stacked.compute(loss_fn, params, batch, is_padding_example, keys)
+  nonfinite = _batch.has_nonfinite_input(batch)
+  padding = is_padding_example
+  removed = nonfinite if padding is None else nonfinite | padding
+  batch = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
+
   out_tree = jax.tree.structure(out_shape)
   alone = [i for i, sites in enumerate(tape.sites) if sites is None]
 
@@ -72,12 +72,14 @@ def compute(
   for i, leaf in zip(alone, stacked, strict=True):
     found[i] = leaf
   for i, sites in enumerate(tape.sites):
-    if sites is not None:
-      found[i] = _join(
-        [Factored(records[t], cotangents[t], site) for t, site in sites],
-        leaves[i],
-        len(losses),
-      )
+    if sites is None:
+      continue
+    factors = []
+    for t, site in sites:
+      arrays = (records[t], cotangents[t])
+      inputs, cotangent = (_in_order(x, tape.loops[t]) for x in arrays)
+      factors.append(Factored(inputs, cotangent, site))
+    found[i] = _join(factors, leaves[i], len(losses))
   squares = [_grads.sum_of_squares(leaf) for leaf in found]
   bad = ~jnp.isfinite(_grads.total(squares))
   # On both factors: 0 * NaN is NaN.
@@ -95,11 +97,47 @@ def compute(
   return losses, aux, grads
 
 
+def _bare_groups(tape: _tape.Tape) -> bool:
+  """Whether a grouped convolution has a kernel that is no site.
+
+  XLA's CPU gradient in such a kernel would mix units (``_stacked.py``).
+  """
+  sites = [site for some in tape.sites if some is not None for _, site in some]
+  found = sum(_stacked.has_groups(dict(site.params)) for site in sites)
+  return found < _stacked.grouped_convolutions(tape.jaxpr)
+
+
+def _in_order(arrays: PyTree, loops: tuple[bool, ...]) -> PyTree:
+  """From ``[units, *loops, ...]`` to ``[units, repeats, *layers, ...]``."""
+  slicing = [1 + i for i, slices in enumerate(loops) if slices]
+  repeats = [1 + i for i, slices in enumerate(loops) if not slices]
+
+  def one(x: Array) -> Array:
+    rest = range(1 + len(loops), x.ndim)
+    x = jnp.transpose(x, (0, *repeats, *slicing, *rest))
+    count = math.prod(x.shape[1 : 1 + len(repeats)])
+    return x.reshape(x.shape[0], count, *x.shape[1 + len(repeats) :])
+
+  return jax.tree.map(one, arrays)
+
+
 def _join(factors: list[Factored], leaf: Array, units: int) -> Any:
-  """One site as it is; several as the sum of their products."""
+  """One site as it is, and so several that are alike; else the products."""
+  if len(factors) > 1 and len({_kind(one) for one in factors}) == 1:
+    arrays = [(one.inputs, one.cotangent) for one in factors]
+    inputs, cotangent = jax.tree.map(
+      lambda *x: jnp.concatenate(x, axis=1), *arrays
+    )
+    return Factored(inputs, cotangent, factors[0].site)
   if len(factors) == 1:
     return factors[0]
   total = jnp.zeros((units, *leaf.shape), wide_type(leaf.dtype))
   for one in factors:
     total = total + one.stacked()
   return total.astype(leaf.dtype)
+
+
+def _kind(one: Factored) -> Any:
+  """Equal for sites whose repeats may stand in one array."""
+  shapes = [(x.shape[2:], x.dtype) for x in (*one.inputs, one.cotangent)]
+  return one.site, tuple(shapes)

@@ -57,12 +57,41 @@ def choose(groups: int, positions: int, inputs: int, outputs: int) -> Choice:
 def squares(leaf: Factored) -> Float[Array, " units"]:
   """Squared norm of each unit's gradient, never under-estimated by rounding."""
   norm = _NORMS.get(leaf.site.primitive.name)
-  result = None if norm is None else norm(leaf)
-  return sum_squares(leaf.stacked()) if result is None else result
+  result = None if norm is None else norm(_by_layer(leaf))
+  if result is None:
+    return sum_squares(leaf.stacked())
+  return jnp.sum(result.reshape(leaf.shape[0], -1), axis=1)
+
+
+def _by_layer(leaf: Factored) -> Factored:
+  """Units and layers as one axis: ``[units * layers, repeats, ...]``.
+
+  Its site is that of the whole; of its shapes, only the operand's is for one.
+  """
+  layers = leaf.site.num_layer_axes
+
+  def one(x: Array) -> Array:
+    x = jnp.moveaxis(x, 1, 1 + layers)
+    return x.reshape(-1, *x.shape[1 + layers :])
+
+  if not layers:
+    return leaf
+  inputs, cotangent = jax.tree.map(one, (leaf.inputs, leaf.cotangent))
+  return Factored(inputs, cotangent, leaf.site)
 
 
 def choice(leaf: Factored) -> Choice | None:
   """How ``squares`` finds the norm; None if it makes the products whole."""
+  units = leaf.shape[0]
+  leaf = jax.eval_shape(_by_layer, leaf)
+  one = _choice(leaf)
+  if one is None:
+    return None
+  layers = leaf.cotangent.shape[0] // units
+  return Choice(one.method, layers * one.flops, layers * one.bytes)
+
+
+def _choice(leaf: Factored) -> Choice | None:
   site, params = leaf.site, dict(leaf.site.params)
   name, y = site.primitive.name, leaf.cotangent
   if name == "dot_general":
@@ -151,26 +180,25 @@ def dot_factors(leaf: Factored) -> tuple[Array, Array]:
   site = leaf.site
   params = dict(site.params)
   contracting, batch = params["dimension_numbers"]
-  # Of the input, which is the other operand; units stand in front.
+  # Of the input, which is the other operand; units and repeats are in front.
   mine = 1 - site.position
   (x,), y = (widen(v) for v in leaf.inputs), leaf.cotangent
   y = widen(y)
-  shared = [1 + d for d in batch[mine]]
-  summed = [1 + d for d in contracting[mine]]
-  free = [d for d in range(1, x.ndim) if d not in (*shared, *summed)]
-  x = jnp.transpose(x, (0, *shared, *free, *summed))
+  shared = [2 + d for d in batch[mine]]
+  summed = [2 + d for d in contracting[mine]]
+  free = [d for d in range(2, x.ndim) if d not in (*shared, *summed)]
+  x = jnp.transpose(x, (0, *shared, 1, *free, *summed))
   units, num_shared, num_free = x.shape[0], len(shared), len(free)
-  sizes = x.shape[1:]
-  num_batch = math.prod(sizes[:num_shared])
-  positions = math.prod(sizes[num_shared : num_shared + num_free])
-  x = x.reshape(units, num_batch, positions, -1)
+  groups = math.prod(x.shape[1 : 1 + num_shared])
+  positions = math.prod(x.shape[1 + num_shared : 2 + num_shared + num_free])
+  x = x.reshape(units, groups, positions, -1)
   # The result has shared axes, free ones of the left, free ones of the right.
-  if mine == 1:
-    start = 1 + num_shared
-    split = y.ndim - num_free
-    order = (*range(start), *range(split, y.ndim), *range(start, split))
-    y = jnp.transpose(y, order)
-  y = y.reshape(units, num_batch, positions, -1)
+  start = 2 + num_shared
+  split = y.ndim - num_free if mine == 1 else start
+  order = (
+    0, *range(2, start), 1, *range(split, y.ndim), *range(start, split)
+  )  # fmt: skip
+  y = jnp.transpose(y, order).reshape(units, groups, positions, -1)
   return x, y
 
 
@@ -237,8 +265,9 @@ def _conv(leaf: Factored) -> Float[Array, " units"] | None:
 
 def _canonical(x: Array, spec: tuple[int, ...]) -> Array:
   """To ``[units, rows, *where, features]``; spec is (rows, features, where)."""
-  rows, features, *where = (1 + d for d in spec)
-  return jnp.transpose(x, (0, rows, *where, features))
+  rows, features, *where = (2 + d for d in spec)
+  x = jnp.transpose(x, (0, 1, rows, *where, features))
+  return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def _by_group(x: Array, groups: int) -> Array:
@@ -268,7 +297,7 @@ def _gather(leaf: Factored) -> Float[Array, " units"] | None:
     and not numbers.operand_batching_dims
     and tuple(params["slice_sizes"]) == (1, *table[1:])
     and tuple(numbers.offset_dims)
-    == tuple(range(y.ndim - len(table), y.ndim - 1))
+    == tuple(range(y.ndim - len(table) - 1, y.ndim - 2))
   )
   if not simple:
     return None

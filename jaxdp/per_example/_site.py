@@ -8,6 +8,10 @@ An equation ``z = f(p, x)``, linear in the parameter, has the gradient
 - the norm comes from Gram matrices over positions, or from the products made
   and squared, whichever is cheaper (``_norms.py``).
 
+A site may run more than once in a unit, in a ``scan`` over time or at several
+places: its *repeats*, over which the gradient sums. In a ``scan`` over stacked
+parameters it runs once for each *layer*, and so does the gradient.
+
 All of it is in float32 or wider, whatever the model computes in, so that a
 unit's contribution is rounded once, as its norm is.
 """
@@ -23,6 +27,7 @@ from jaxtyping import Array, Float
 from jaxdp.per_example._wide import wide_type, widen
 
 Params = tuple[tuple[str, Any], ...]  # of an equation, sorted by name
+LAYERS: tuple[Any, Params] = (None, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Site:
     params: of the equation.
     position: of the parameter among the operands.
     views: (primitive, params) of what happened to the parameter before: only
-      what keeps its entries, in another shape, order or type.
+      what keeps its entries, in another shape, order or type. ``LAYERS`` stands
+      for a ``scan`` that slices it: what follows is done to each slice.
     shape: of the parameter.
     dtype: of the parameter.
   """
@@ -51,30 +57,48 @@ class Site:
     """The type of norms and sums."""
     return wide_type(self.dtype)
 
+  @property
+  def num_layer_axes(self) -> int:
+    """Leading axes of the operand that are layers."""
+    return self.views.count(LAYERS)
+
   def view(self, param: Array) -> Array:
-    """The operand that the parameter becomes, in its own type."""
-    for primitive, params in self.views:
-      if primitive.name != "convert_element_type":
-        param = primitive.bind(param, **dict(params))
-    return param
+    """The operands that the parameter becomes, in its own type, by layer."""
+    return _view(param, self.views)
 
   @property
   def operand_shape(self) -> tuple[int, ...]:
     """That of the parameter as the equation sees it."""
     param = jax.ShapeDtypeStruct(self.shape, self.wide)
-    return jax.eval_shape(self.view, param).shape
+    return jax.eval_shape(self.view, param).shape[self.num_layer_axes :]
 
   def __call__(self, param: Array, inputs: tuple[Array, ...]) -> Array:
-    """The equation, in ``wide``; linear in ``param``."""
-    operands = [widen(x) for x in inputs]
-    operands.insert(self.position, self.view(param))
+    """The equation for every layer, in ``wide``; linear in ``param``."""
     params = dict(self.params)
     if "precision" in params:
       # TF32 keeps 10 bits, and would break the bound.
       params["precision"] = (jax.lax.Precision.HIGHEST,) * 2
       params["preferred_element_type"] = jnp.dtype(self.wide)
-    out: Array = self.primitive.bind(*operands, **params)
-    return out
+
+    def equation(operand: Array, *inputs: Array) -> Array:
+      operands = [widen(x) for x in inputs]
+      operands.insert(self.position, operand)
+      out: Array = self.primitive.bind(*operands, **params)
+      return out
+
+    for _ in range(self.num_layer_axes):
+      equation = jax.vmap(equation)
+    return equation(self.view(param), *inputs)
+
+
+def _view(param: Array, views: tuple[tuple[Any, Params], ...]) -> Array:
+  for i, view in enumerate(views):
+    if view == LAYERS:
+      return jax.vmap(lambda one: _view(one, views[i + 1 :]))(param)
+    primitive, params = view
+    if primitive.name != "convert_element_type":
+      param = primitive.bind(param, **dict(params))
+  return param
 
 
 @jax.tree_util.register_dataclass
@@ -83,8 +107,8 @@ class Factored:
   """One parameter's gradients as factors; *sensitive*.
 
   Attributes:
-    inputs: the other operands of the site, leaves ``[units, ...]``.
-    cotangent: of its result, ``[units, ...]``.
+    inputs: the other operands, leaves ``[units, repeats, *layers, ...]``.
+    cotangent: of the result, ``[units, repeats, *layers, ...]``.
     site: what it was.
   """
 
@@ -107,25 +131,20 @@ class Factored:
     """One gradient, of the whole batch."""
     y = widen(self.cotangent)
     y *= jax.lax.broadcast_in_dim(weights.astype(y.dtype), y.shape, (0,))
-
-    def whole(param: Array) -> Array:
-      apply = functools.partial(self.site, param)
-      return jax.vmap(lambda *inputs: apply(inputs))(*self.inputs)
-
-    (total,) = jax.linear_transpose(whole, self._abstract)(y)
-    return total
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (*self.inputs, y)]
+    return self._transposed(tuple(rows[:-1]), rows[-1])
 
   def stacked(self) -> Float[Array, "units ..."]:
     """The products, in ``wide``."""
 
-    def one(inputs: tuple[Array, ...], y: Array) -> Array:
-      (product,) = jax.linear_transpose(
-        lambda param: self.site(param, inputs), self._abstract
-      )(widen(y))
-      return product
+    return jax.vmap(self._transposed)(self.inputs, widen(self.cotangent))
 
-    return jax.vmap(one)(self.inputs, self.cotangent)
+  def _transposed(self, inputs: tuple[Array, ...], y: Array) -> Array:
+    """The sum over the rows of inputs and cotangents of x'y."""
 
-  @property
-  def _abstract(self) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(self.site.shape, self.site.wide)
+    def rows(param: Array) -> Array:
+      return jax.vmap(functools.partial(self.site, param))(inputs)
+
+    abstract = jax.ShapeDtypeStruct(self.site.shape, self.site.wide)
+    (total,) = jax.linear_transpose(rows, abstract)(y)
+    return total

@@ -4,7 +4,7 @@ The reference for every other engine; it works for every loss. Read
 ``compute`` first, then ``_try_again``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -38,7 +38,10 @@ def compute(
     return loss, aux, grad
 
   losses, aux, stacked = jax.vmap(one)(batch, keys)
-  if has_grouped_convolution(one, batch, keys):
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
+  )
+  if grouped_convolutions(jax.make_jaxpr(one)(*abstract)):
 
     def again(i: Array) -> PyTree:
       example, key = jax.tree.map(lambda x: x[i], (batch, keys))
@@ -122,17 +125,15 @@ def _set_row(row: Bool[Array, " units"], x: Array, new: Array) -> Array:
   return jnp.where(mask, new[None], x)
 
 
-def has_grouped_convolution(one: Callable, batch: PyTree, keys: Any) -> bool:
-  """Whether a function of one unit has a convolution in groups."""
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
-  )
-  jaxpr = jax.make_jaxpr(one)(*abstract)
-  return any(
-    eqn.params["feature_group_count"] > 1 or eqn.params["batch_group_count"] > 1
-    for eqn in _walk(jaxpr)
-    if eqn.primitive.name == "conv_general_dilated"
-  )
+def has_groups(params: Mapping[str, Any]) -> bool:
+  """Whether these are of a convolution in groups."""
+  counts = ("feature_group_count", "batch_group_count")
+  return any(params.get(name, 1) > 1 for name in counts)
+
+
+def grouped_convolutions(jaxpr: Any) -> int:
+  """How many convolutions in groups a jaxpr has."""
+  return sum(has_groups(eqn.params) for eqn in _walk(jaxpr))
 
 
 def _walk(jaxpr: Any) -> Any:

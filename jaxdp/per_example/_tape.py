@@ -6,7 +6,8 @@ matrix product, a convolution or a look-up. A parameter that is used in any
 other way has no sites. ``Tape.run`` evaluates the jaxpr with a *tap* added to
 the result of every site, and hands out the site's other operands: the gradient
 in a tap is the cotangent of that result, and with the operands it is all that
-the parameter's gradient consists of.
+the parameter's gradient consists of. A tap inside a ``scan`` has one more axis
+in front, as long as the loop, and so have the operands.
 
 This file alone knows what a jaxpr looks like.
 """
@@ -20,7 +21,7 @@ import jax
 from jax.extend import core
 from jaxtyping import Array
 
-from jaxdp.per_example._site import Params, Site
+from jaxdp.per_example._site import LAYERS, Params, Site
 
 # A parameter may be the operand at this position.
 _POSITIONS = {
@@ -41,14 +42,19 @@ _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 
 Place = tuple[int, ...]  # of an equation: its number in each jaxpr on the way
+Lengths = tuple[int, ...]  # of the loops around an equation, outermost first
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-  """A parameter, or its entries in another shape, order or type."""
+  """A parameter, or its entries in another shape, order or type.
+
+  Something that is no parameter may have been added to them.
+  """
 
   index: int
   views: tuple[tuple[Any, Params], ...] = ()
+  sliced: tuple[int, ...] = ()  # by which of the loops around it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +66,14 @@ class Tape:
     sites: by parameter; None where it is used in another way too.
     places: equation and tap of every site, by place.
     taps: shape and type of every tap.
+    loops: by tap, whether each loop around it slices the parameter.
   """
 
   jaxpr: core.ClosedJaxpr
   sites: tuple[tuple[tuple[int, Site], ...] | None, ...]
   places: dict[Place, tuple[int, int]]  # the tap, the parameter's position
   taps: tuple[jax.ShapeDtypeStruct, ...]
+  loops: tuple[tuple[bool, ...], ...]
 
   def run(
     self, args: Sequence[Any], taps: Sequence[Array]
@@ -120,6 +128,8 @@ class Tape:
     taps: Sequence[Array],
     records: list[Any],
   ) -> list[Any]:
+    """Results of an equation with sites inside, whose records it adds."""
+
     def body(
       operands: Sequence[Any], some: Sequence[Array]
     ) -> tuple[list[Any], list[Any]]:
@@ -132,13 +142,15 @@ class Tape:
       )
       return out, [found[index] for index in mine]
 
+    params, some = eqn.params, [taps[index] for index in mine]
     if eqn.primitive.name in _REMAT:
       body = jax.checkpoint(
-        body,
-        policy=eqn.params["policy"],
-        prevent_cse=eqn.params["prevent_cse"],
+        body, policy=params["policy"], prevent_cse=params["prevent_cse"]
       )
-    out, found = body(operands, [taps[index] for index in mine])
+    if eqn.primitive.name == "scan":
+      out, found = _scan(params, body, operands, some)
+    else:
+      out, found = body(operands, some)
     for index, record in zip(mine, found, strict=True):
       records[index] = record
     return out
@@ -161,11 +173,13 @@ def record(
   finder = _Finder()
   views: list[_View | None] = [_View(i) for i in range(len(params))]
   views += [None] * (len(jaxpr.jaxpr.invars) - len(params))
-  finder.walk(jaxpr.jaxpr, views, ())
+  results = finder.walk(jaxpr.jaxpr, views, (), ())
+  finder.leave(results)  # a parameter that is itself a result
   kept: dict[Place, tuple[int, int]] = {}
   taps: list[jax.ShapeDtypeStruct] = []
+  loops: list[tuple[bool, ...]] = []
   sites: list[Any] = [[] for _ in params]
-  for place, (view, eqn, position) in finder.sites.items():
+  for place, (view, eqn, position, lengths) in finder.sites.items():
     if view.index in finder.elsewhere:
       continue
     param = params[view.index]
@@ -180,24 +194,34 @@ def record(
     sites[view.index].append((len(taps), site))
     kept[place] = len(taps), position
     aval = eqn.outvars[0].aval
-    taps.append(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
+    taps.append(jax.ShapeDtypeStruct((*lengths, *aval.shape), aval.dtype))
+    loops.append(tuple(i in view.sliced for i in range(len(lengths))))
   found = tuple(
     None if i in finder.elsewhere else tuple(some)
     for i, some in enumerate(sites)
   )
-  return Tape(jaxpr, found, kept, tuple(taps)), out
+  return Tape(jaxpr, found, kept, tuple(taps), tuple(loops)), out
 
 
 class _Finder:
   """Follows parameters through a jaxpr."""
 
   def __init__(self) -> None:
-    self.sites: dict[Place, tuple[_View, Any, int]] = {}
+    self.sites: dict[Place, tuple[_View, Any, int, Lengths]] = {}
     self.elsewhere: set[int] = set()
 
+  def leave(self, views: Sequence[_View | None]) -> None:
+    """Notes that these go where no site is."""
+    self.elsewhere |= {view.index for view in views if view is not None}
+
   def walk(
-    self, jaxpr: core.Jaxpr, args: Sequence[_View | None], place: Place
+    self,
+    jaxpr: core.Jaxpr,
+    args: Sequence[_View | None],
+    place: Place,
+    lengths: Lengths,
   ) -> list[_View | None]:
+    """Follows views to the results of a jaxpr inside loops of these lengths."""
     views = {
       var: view
       for var, view in zip(jaxpr.invars, args, strict=True)
@@ -213,35 +237,68 @@ class _Finder:
       if not any(operands):
         continue
       inner = _inner(eqn)
+      if inner is not None and eqn.primitive.name == "scan":
+        self._loop(eqn, inner, operands, here, lengths)
+        continue
       if inner is not None:
-        results = self.walk(inner.jaxpr, operands, here)
+        results = self.walk(inner.jaxpr, operands, here, lengths)
       else:
-        results = [self._meet(eqn, operands, here)]
+        results = [self._meet(eqn, operands, here, lengths)]
         results += [None] * (len(eqn.outvars) - 1)
       for var, view in zip(eqn.outvars, results, strict=True):
         if view is not None:
           views[var] = view
-    out = [look(atom) for atom in jaxpr.outvars]
-    if not place:  # a parameter that is itself a result
-      self.elsewhere |= {view.index for view in out if view is not None}
-    return out
+    return [look(atom) for atom in jaxpr.outvars]
+
+  def _loop(
+    self,
+    eqn: Any,
+    inner: core.ClosedJaxpr,
+    operands: list[_View | None],
+    here: Place,
+    lengths: Lengths,
+  ) -> None:
+    """A parameter may be the same in every turn, or sliced by the loop."""
+    constants, carry, slices = _split_scan(eqn.params, operands)
+    self.leave(carry)
+    level = len(lengths)
+    sliced = [
+      None
+      if view is None
+      else _View(view.index, (*view.views, LAYERS), (*view.sliced, level))
+      for view in slices
+    ]
+    views = [*constants, *[None] * len(carry), *sliced]
+    lengths = (*lengths, eqn.params["length"])
+    self.leave(self.walk(inner.jaxpr, views, here, lengths))
 
   def _meet(
-    self, eqn: Any, operands: list[_View | None], here: Place
+    self, eqn: Any, operands: list[_View | None], here: Place, lengths: Lengths
   ) -> _View | None:
     """A view of a view, a site, or a use that is neither."""
     name = eqn.primitive.name
     there = [i for i, view in enumerate(operands) if view is not None]
     view = operands[there[0]]
     assert view is not None
+    if len(there) == 1 and _adds(eqn, there[0]):
+      return view
     if _keeps_entries(eqn):
       step = (eqn.primitive, _hashable(eqn.params))
-      return _View(view.index, (*view.views, step))
+      return _View(view.index, (*view.views, step), view.sliced)
     if len(there) == 1 and there[0] in _POSITIONS.get(name, ()):
-      self.sites[here] = view, eqn, there[0]
+      self.sites[here] = view, eqn, there[0], lengths
       return None
-    self.elsewhere |= {v.index for v in operands if v is not None}
+    self.leave(operands)
     return None
+
+
+def _adds(eqn: Any, position: int) -> bool:
+  """Whether something is added to the operand: its gradient is the result's."""
+  name = eqn.primitive.name
+  before, after = eqn.invars[position].aval, eqn.outvars[0].aval
+  return (
+    name in ("add", "add_any") or (name == "sub" and position == 0)
+  ) and before.shape == after.shape
 
 
 def _keeps_entries(eqn: Any) -> bool:
@@ -260,13 +317,44 @@ def _inner(eqn: Any) -> core.ClosedJaxpr | None:
   name = eqn.primitive.name
   if name in _INLINED:
     jaxpr = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
-  elif name in _REMAT:
+  elif name in _REMAT or name == "scan":
     jaxpr = eqn.params["jaxpr"]
   else:
     return None
   if isinstance(jaxpr, core.Jaxpr):
     return core.ClosedJaxpr(jaxpr, ())
   return jaxpr
+
+
+def _split_scan(params: dict[str, Any], x: Sequence[Any]) -> tuple[list, ...]:
+  """Constants, what is carried, and what is sliced."""
+  start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+  return list(x[:start]), list(x[start:stop]), list(x[stop:])
+
+
+def _scan(
+  params: dict[str, Any],
+  body: Callable[..., tuple[list[Any], list[Any]]],
+  operands: Sequence[Any],
+  taps: Sequence[Array],
+) -> tuple[list[Any], list[Any]]:
+  """``body``, which hands out records, over slices of operands and taps."""
+  constants, carry, slices = _split_scan(params, operands)
+
+  def turn(carry: list[Any], sliced: Any) -> tuple[list[Any], Any]:
+    xs, some = sliced
+    out, found = body([*constants, *carry, *xs], some)
+    return out[: len(carry)], (out[len(carry) :], found)
+
+  carry, (results, found) = jax.lax.scan(
+    turn,
+    carry,
+    (slices, list(taps)),
+    length=params["length"],
+    reverse=params["reverse"],
+    unroll=params["unroll"],
+  )
+  return [*carry, *results], found
 
 
 def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
