@@ -72,6 +72,19 @@ def tied(params, tokens):
   return jnp.sum(jnp.sin(x @ params["w"].T))
 
 
+def tied_to_a_table(params, tokens):
+  """As an embedding, transposed as the last layer, and once more as it is."""
+  x = jnp.tanh(params["w"].at[tokens].get(mode="fill", fill_value=0.0))
+  hidden = jnp.sin(x @ params["w"].T)
+  return jnp.sum(jnp.cos(hidden @ params["w"])) + jnp.sum(hidden**2)
+
+
+def tied_in_another_shape(params, tokens):
+  """No matrix with the rows of the table, so that the products are made."""
+  x = jnp.tanh(params["w"][tokens])
+  return jnp.sum(jnp.sin(x @ params["w"].reshape(3, 40)))
+
+
 def twice(params, x):
   return jnp.sum(jnp.tanh(jnp.tanh(x @ params["w"]) @ params["w"]))
 
@@ -163,6 +176,17 @@ def branch(params, x):
   )
 
 
+def branch_in_time(params, xs):
+  """One branch uses a parameter that the other does not."""
+  one = lambda h: jnp.tanh(h @ params["u"] @ params["w"])  # noqa: E731
+  other = lambda h: jnp.sin(h @ params["w"])  # noqa: E731
+
+  def step(h, x):
+    return jax.lax.cond(x[0] > 0, one, other, h + x), None
+
+  return jnp.sum(jax.lax.scan(step, jnp.zeros(3), xs)[0])
+
+
 def nothing_but_a_product(params, x):
   return jnp.sum((params["u"] @ params["w"]) * x)
 
@@ -204,6 +228,12 @@ CASES = {
   "look-up outside, clip": look_up("clip", OUTSIDE),
   "views": case(views, {"w": normal(1, 24)}, rows(5, 6), [1]),
   "tied": case(tied, {"w": normal(1, 5, 3)}, jnp.asarray(TOKENS), [2]),
+  "tied to a table": case(
+    tied_to_a_table, {"w": normal(1, 40, 30)}, jnp.asarray(OUTSIDE), [3]
+  ),
+  "tied in another shape": case(
+    tied_in_another_shape, {"w": normal(1, 40, 3)}, jnp.asarray(TOKENS), [2]
+  ),
   "twice": case(twice, {"w": normal(1, 3, 3)}, rows(3), [2]),
   "mlp": mlp(),
   "mlp, jit": mlp(jax.jit),
@@ -238,7 +268,11 @@ CASES = {
     (2, 6, 5, 5), (6, 1, 3, 2), ("NCHW", "OIHW", "NCHW"),
     feature_group_count=6,
   ),
-  "cond": case(branch, normal(1, 3, 2), rows(3), [None]),
+  "cond": case(branch, normal(1, 3, 2), rows(3), [2]),
+  "cond in time": case(
+    branch_in_time, {"u": normal(1, 3, 3), "w": normal(2, 3, 3)}, rows(5, 3),
+    [1, 2],
+  ),
   "two parameters": case(
     nothing_but_a_product, {"u": normal(1, 3, 2), "w": normal(2, 2, 3)},
     rows(3, 3), [None, None],
@@ -390,11 +424,12 @@ def test_the_table_names_the_way_that_is_taken(name, monkeypatch):
   monkeypatch.setattr(_norms, "choose", noted)
   for leaf in leaves:
     if isinstance(leaf, _site.Factored):
-      _norms.squares(leaf)
-      told = len(taken)
-      _norms.choice(leaf)
-      assert taken[:told] == taken[told:]
-      taken.clear()
+      for term in leaf.terms:
+        _norms.squares(term)
+        told = len(taken)
+        _norms.choice(term)
+        assert taken[:told] == taken[told:]
+        taken.clear()
 
 
 # Losses of every kind.
@@ -463,7 +498,7 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
   x, y = cancelling(seed)
   assert _norms.choose(1, 100, 300, 300).method == "Gram"
   exact = np.square(x[0].T.astype(np.float64) @ y[0].astype(np.float64)).sum()
-  found = _norms._product_squares(*(jnp.asarray(v)[:, None] for v in (x, y)))
+  found = _norms.product_squares(*(jnp.asarray(v)[:, None] for v in (x, y)))
   assert float(found[0]) >= exact * (1 - 1e-6)
   grams = [v[0].astype(np.float32) @ v[0].T for v in (x, y)]
   assert abs(np.sum(grams[0] * grams[1]) / exact - 1) > 0.1  # control
@@ -476,7 +511,7 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
 def test_factors_of_any_size_have_the_norm_of_their_product(scales, positions):
   x, y = (s * rows(1, positions, 40, seed=i) for i, s in enumerate(scales))
   exact = np.einsum("ubti,ubto->ubio", *(v.astype(np.float64) for v in (x, y)))
-  found = _norms._product_squares(jnp.asarray(x), jnp.asarray(y))
+  found = _norms.product_squares(jnp.asarray(x), jnp.asarray(y))
   expected = np.linalg.norm(exact.reshape(UNITS, -1), axis=1)
   np.testing.assert_allclose(np.sqrt(found), expected, 1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from jaxdp.per_example import _api, _norms, _trainable
+from jaxdp.per_example import _api, _norms, _tied, _trainable
 from jaxdp.per_example._site import Factored
 
 _NAMES = ("parameter", "shape", "use", "norm by", "MFLOP", "KiB")
@@ -68,7 +68,8 @@ def _row(path: Any, leaf: Any) -> tuple[str, ...]:
   shape = leaf.shape[1:]
   use, choice = "stacked", None
   if isinstance(leaf, Factored):
-    use, choice = leaf.site.primitive.name, _norms.choice(leaf)
+    names = [term.site.primitive.name for term in leaf.terms]
+    use, choice = " + ".join(names), _tied.choice(leaf)
   if choice is None:
     size = math.prod(shape)
     choice = _norms.Choice("squares", 2 * size, 4 * size)

@@ -2,8 +2,8 @@
 
 One forward and one backward pass give, for every site of a parameter, its
 inputs and the cotangent of its result (``_tape.py``); the norm and the weighted
-sum need no more than these (``_site.py``, ``_norms.py``). A parameter with
-several sites, or with a use that is no site, gets its gradients stacked.
+sum need no more than these (``_site.py``, ``_norms.py``, ``_tied.py``). A
+parameter with a use that is no site gets its gradients stacked.
 
 References:
   Goodfellow 2015, arXiv:1510.01799; Li et al. 2021, arXiv:2110.05679 (ghost
@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxdp.per_example import _batch, _grads, _stacked, _tape
-from jaxdp.per_example._site import Factored
-from jaxdp.per_example._wide import wide_type
+from jaxdp.per_example._site import Factored, Term
 
 
 def compute(
@@ -74,12 +73,12 @@ def compute(
   for i, sites in enumerate(tape.sites):
     if sites is None:
       continue
-    factors = []
+    terms = []
     for t, site in sites:
       arrays = (records[t], cotangents[t])
       inputs, cotangent = (_in_order(x, tape.loops[t]) for x in arrays)
-      factors.append(Factored(inputs, cotangent, site))
-    found[i] = _join(factors, leaves[i], len(losses))
+      terms.append(Term(inputs, cotangent, site))
+    found[i] = _join(terms, leaves[i], len(losses))
   squares = [_grads.sum_of_squares(leaf) for leaf in found]
   bad = ~jnp.isfinite(_grads.total(squares))
   # On both factors: 0 * NaN is NaN.
@@ -121,23 +120,21 @@ def _in_order(arrays: PyTree, loops: tuple[bool, ...]) -> PyTree:
   return jax.tree.map(one, arrays)
 
 
-def _join(factors: list[Factored], leaf: Array, units: int) -> Any:
-  """One site as it is, and so several that are alike; else the products."""
-  if len(factors) > 1 and len({_kind(one) for one in factors}) == 1:
-    arrays = [(one.inputs, one.cotangent) for one in factors]
+def _join(terms: list[Term], leaf: Array, units: int) -> Any:
+  """The sum of the terms; those that are alike become repeats of one."""
+  if not terms:
+    return jnp.zeros((units, *leaf.shape), leaf.dtype)
+  alike: dict[Any, list[Term]] = {}
+  for term in terms:
+    arrays = (*term.inputs, term.cotangent)
+    kind = term.site, tuple((x.shape[2:], x.dtype) for x in arrays)
+    alike.setdefault(kind, []).append(term)
+
+  def one(some: list[Term]) -> Term:
     inputs, cotangent = jax.tree.map(
-      lambda *x: jnp.concatenate(x, axis=1), *arrays
+      lambda *x: jnp.concatenate(x, axis=1) if len(x) > 1 else x[0],
+      *((term.inputs, term.cotangent) for term in some),
     )
-    return Factored(inputs, cotangent, factors[0].site)
-  if len(factors) == 1:
-    return factors[0]
-  total = jnp.zeros((units, *leaf.shape), wide_type(leaf.dtype))
-  for one in factors:
-    total = total + one.stacked()
-  return total.astype(leaf.dtype)
+    return Term(inputs, cotangent, some[0].site)
 
-
-def _kind(one: Factored) -> Any:
-  """Equal for sites whose repeats may stand in one array."""
-  shapes = [(x.shape[2:], x.dtype) for x in (*one.inputs, one.cotangent)]
-  return one.site, tuple(shapes)
+  return Factored(tuple(map(one, alike.values())))

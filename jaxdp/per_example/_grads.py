@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _norms
+from jaxdp.per_example import _batch, _tied
 from jaxdp.per_example._site import Factored
 from jaxdp.per_example._wide import wide_type, widen
 
@@ -145,7 +145,7 @@ def sum_of_squares(
   lose small terms and under-estimate the norm.
   """
   if isinstance(leaf, Factored):
-    return _norms.squares(leaf)
+    return _tied.squares(leaf)
   x = widen(leaf)
   return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
 

@@ -1,4 +1,4 @@
-"""Squared norms of factored gradients, without the products if that is cheaper.
+"""Squared norms of one site's gradients, without the products if cheaper.
 
 With inputs X ``[T, k]`` and cotangents Y ``[T, o]`` of one unit,
 ``|| X' Y ||^2 = sum_ts (X X')_ts (Y Y')_ts``: T^2 (k + o) multiplications in
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxdp.per_example._site import Factored
+from jaxdp.per_example._site import Term
 from jaxdp.per_example._wide import widen
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -54,48 +54,50 @@ def choose(groups: int, positions: int, inputs: int, outputs: int) -> Choice:
   return Choice("product", product, size * _FLOAT_BYTES)
 
 
-def squares(leaf: Factored) -> Float[Array, " units"]:
-  """Squared norm of each unit's gradient, never under-estimated by rounding."""
-  norm = _NORMS.get(leaf.site.primitive.name)
-  result = None if norm is None else norm(_by_layer(leaf))
+def squares(term: Term) -> Float[Array, " units"] | None:
+  """Squared norm of each unit's gradient, never under-estimated by rounding.
+
+  None if nothing is known that is shorter than to make the products.
+  """
+  result = _NORMS[term.site.primitive.name](_by_layer(term))
   if result is None:
-    return sum_squares(leaf.stacked())
-  return jnp.sum(result.reshape(leaf.shape[0], -1), axis=1)
+    return None
+  return jnp.sum(result.reshape(term.cotangent.shape[0], -1), axis=1)
 
 
-def _by_layer(leaf: Factored) -> Factored:
+def _by_layer(term: Term) -> Term:
   """Units and layers as one axis: ``[units * layers, repeats, ...]``.
 
   Its site is that of the whole; of its shapes, only the operand's is for one.
   """
-  layers = leaf.site.num_layer_axes
+  layers = term.site.num_layer_axes
 
   def one(x: Array) -> Array:
     x = jnp.moveaxis(x, 1, 1 + layers)
     return x.reshape(-1, *x.shape[1 + layers :])
 
   if not layers:
-    return leaf
-  inputs, cotangent = jax.tree.map(one, (leaf.inputs, leaf.cotangent))
-  return Factored(inputs, cotangent, leaf.site)
+    return term
+  inputs, cotangent = jax.tree.map(one, (term.inputs, term.cotangent))
+  return Term(inputs, cotangent, term.site)
 
 
-def choice(leaf: Factored) -> Choice | None:
+def choice(term: Term) -> Choice | None:
   """How ``squares`` finds the norm; None if it makes the products whole."""
-  units = leaf.shape[0]
-  leaf = jax.eval_shape(_by_layer, leaf)
-  one = _choice(leaf)
+  units = term.cotangent.shape[0]
+  term = jax.eval_shape(_by_layer, term)
+  one = _choice(term)
   if one is None:
     return None
-  layers = leaf.cotangent.shape[0] // units
+  layers = term.cotangent.shape[0] // units
   return Choice(one.method, layers * one.flops, layers * one.bytes)
 
 
-def _choice(leaf: Factored) -> Choice | None:
-  site, params = leaf.site, dict(leaf.site.params)
-  name, y = site.primitive.name, leaf.cotangent
+def _choice(term: Term) -> Choice | None:
+  site, params = term.site, dict(term.site.params)
+  name, y = site.primitive.name, term.cotangent
   if name == "dot_general":
-    of_x, of_y = jax.eval_shape(dot_factors, leaf)
+    of_x, of_y = jax.eval_shape(dot_factors, term)
     _, groups, positions, inputs = of_x.shape
     return choose(groups, positions, inputs, of_y.shape[3])
   if name == "conv_general_dilated":
@@ -108,7 +110,7 @@ def _choice(leaf: Factored) -> Choice | None:
       groups, positions, inputs * math.prod(kernel), outputs // groups
     )
   if name == "gather":
-    tokens = math.prod(leaf.inputs[0].shape[1:])
+    tokens = math.prod(term.inputs[0].shape[1:])
     flops = 2 * tokens * math.prod(y.shape[1:])
     return Choice("equal tokens", flops, tokens * tokens * _FLOAT_BYTES)
   return None
@@ -119,7 +121,7 @@ def sum_squares(x: Float[Array, "units ..."]) -> Float[Array, " units"]:
   return jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)))
 
 
-def _product_squares(
+def product_squares(
   x: Float[Array, "units groups positions inputs"],
   y: Float[Array, "units groups positions outputs"],
 ) -> Float[Array, " units"]:
@@ -130,7 +132,7 @@ def _product_squares(
     product = jnp.einsum("ubti,ubto->ubio", x, y, precision=_HIGHEST)
     return sum_squares(product)
   # Scaled, or a tiny x and a huge y would have a norm of 0 or infinity.
-  (x, of_x), (y, of_y) = _scaled(x), _scaled(y)
+  (x, of_x), (y, of_y) = scaled(x), scaled(y)
   if method == "Gram":
     value = _guarded(_gram(x), _gram(y))
   else:
@@ -143,7 +145,7 @@ def _gram(x: Float[Array, "units groups positions features"]) -> Array:
   return jnp.einsum("ubti,ubsi->ubts", x, x, precision=_HIGHEST)
 
 
-def _scaled(x: Float[Array, "units ..."]) -> tuple[Array, Array]:
+def scaled(x: Float[Array, "units ..."]) -> tuple[Array, Array]:
   """Each unit over a power of two, so that its largest entry is about 1."""
   largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)))
   _, exponent = jnp.frexp(largest)
@@ -171,18 +173,18 @@ def _guarded(
   return jnp.maximum(value, 0) + epsilon * positions * of_x * of_y
 
 
-def _dot_general(leaf: Factored) -> Float[Array, " units"]:
-  return _product_squares(*dot_factors(leaf))
+def _dot_general(term: Term) -> Float[Array, " units"]:
+  return product_squares(*dot_factors(term))
 
 
-def dot_factors(leaf: Factored) -> tuple[Array, Array]:
+def dot_factors(term: Term) -> tuple[Array, Array]:
   """Inputs and cotangents as ``[units, groups, positions, features]``."""
-  site = leaf.site
+  site = term.site
   params = dict(site.params)
   contracting, batch = params["dimension_numbers"]
   # Of the input, which is the other operand; units and repeats are in front.
   mine = 1 - site.position
-  (x,), y = (widen(v) for v in leaf.inputs), leaf.cotangent
+  (x,), y = (widen(v) for v in term.inputs), term.cotangent
   y = widen(y)
   shared = [2 + d for d in batch[mine]]
   summed = [2 + d for d in contracting[mine]]
@@ -202,15 +204,15 @@ def dot_factors(leaf: Factored) -> tuple[Array, Array]:
   return x, y
 
 
-def _conv(leaf: Factored) -> Float[Array, " units"] | None:
-  site = leaf.site
+def _conv(term: Term) -> Float[Array, " units"] | None:
+  site = term.site
   params = dict(site.params)
   if site.position != 1 or params["batch_group_count"] != 1:
     return None
   numbers = params["dimension_numbers"]
   kernel = site.operand_shape
   sizes = [kernel[d] for d in numbers.rhs_spec[2:]]
-  x, y = (widen(v) for v in (*leaf.inputs, leaf.cotangent))
+  x, y = (widen(v) for v in (*term.inputs, term.cotangent))
   x = _canonical(x, numbers.lhs_spec)
   y = _canonical(y, numbers.out_spec)
   units, rows, *where, outputs = y.shape
@@ -250,7 +252,7 @@ def _conv(leaf: Factored) -> Float[Array, " units"] | None:
 
   rows_of = inputs * len(offsets)
   if choose(groups, positions, rows_of, outputs // groups).method == "Gram":
-    (x, of_x), (y, of_y) = _scaled(x), _scaled(y)
+    (x, of_x), (y, of_y) = scaled(x), scaled(y)
     first, *others = (_gram(together(piece)) for piece in pieces)
     value = _guarded(sum(others, start=first), _gram(y))
     return value * jnp.square(of_x * of_y)
@@ -284,12 +286,14 @@ def _grid(sizes: list[int]) -> list[tuple[int, ...]]:
   return offsets
 
 
-def _gather(leaf: Factored) -> Float[Array, " units"] | None:
-  """Rows of a table: tokens that are equal share a row of the gradient."""
-  site = leaf.site
+def look_up(
+  term: Term,
+) -> tuple[Int[Array, "units tokens"], Float[Array, "units tokens row"]] | None:
+  """Which rows of a table were taken, and their cotangents; None if others."""
+  site = term.site
   params = dict(site.params)
   numbers = params["dimension_numbers"]
-  (indices,), y = leaf.inputs, widen(leaf.cotangent)
+  (indices,), y = term.inputs, widen(term.cotangent)
   table = site.operand_shape
   simple = (
     numbers.collapsed_slice_dims == (0,)
@@ -309,7 +313,15 @@ def _gather(leaf: Factored) -> Float[Array, " units"] | None:
   if params["mode"] == jax.lax.GatherScatterMode.CLIP:
     tokens, there = jnp.clip(tokens, 0, last), jnp.ones_like(there)
   # A token outside of the table has no row, and no gradient.
-  y = jnp.where(there[..., None], y, jnp.zeros_like(y))
+  return tokens, jnp.where(there[..., None], y, jnp.zeros_like(y))
+
+
+def _gather(term: Term) -> Float[Array, " units"] | None:
+  """Rows of a table: tokens that are equal share a row of the gradient."""
+  found = look_up(term)
+  if found is None:
+    return None
+  tokens, y = found
   gram = jnp.einsum("uti,usi->uts", y, y, precision=_HIGHEST)
   same: Bool[Array, "units tokens tokens"]
   same = tokens[:, :, None] == tokens[:, None, :]
@@ -319,7 +331,7 @@ def _gather(leaf: Factored) -> Float[Array, " units"] | None:
   return jnp.maximum(value, 0) + bound * tokens.shape[1]
 
 
-_NORMS: dict[str, Callable[[Factored], Float[Array, " units"] | None]] = {
+_NORMS: dict[str, Callable[[Term], Float[Array, " units"] | None]] = {
   "dot_general": _dot_general,
   "conv_general_dilated": _conv,
   "gather": _gather,

@@ -1,7 +1,7 @@
 """A site: one use of a parameter, whose gradient is a product of two factors.
 
 An equation ``z = f(p, x)``, linear in the parameter, has the gradient
-``x (dL/dz)`` in the parameter, by JAX's own transpose rule. ``Factored`` keeps
+``x (dL/dz)`` in the parameter, by JAX's own transpose rule. A ``Term`` keeps
 ``x`` and ``y = dL/dz`` of every unit and never the products:
 
 - the weighted sum over units is one ordinary gradient, with ``w y`` for ``y``;
@@ -94,7 +94,7 @@ class Site:
 def _view(param: Array, views: tuple[tuple[Any, Params], ...]) -> Array:
   for i, view in enumerate(views):
     if view == LAYERS:
-      return jax.vmap(lambda one: _view(one, views[i + 1 :]))(param)
+      return jax.vmap(functools.partial(_view, views=views[i + 1 :]))(param)
     primitive, params = view
     if primitive.name != "convert_element_type":
       param = primitive.bind(param, **dict(params))
@@ -103,8 +103,8 @@ def _view(param: Array, views: tuple[tuple[Any, Params], ...]) -> Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factored:
-  """One parameter's gradients as factors; *sensitive*.
+class Term:
+  """What one site adds to the gradients of a parameter; *sensitive*.
 
   Attributes:
     inputs: the other operands, leaves ``[units, repeats, *layers, ...]``.
@@ -115,15 +115,6 @@ class Factored:
   inputs: tuple[Array, ...]
   cotangent: Array
   site: Site = dataclasses.field(metadata={"static": True})
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """That of the stacked gradient."""
-    return (self.cotangent.shape[0], *self.site.shape)
-
-  @property
-  def dtype(self) -> Any:
-    return self.site.dtype
 
   def weighted_sum(
     self, weights: Float[Array, " units"]
@@ -136,7 +127,6 @@ class Factored:
 
   def stacked(self) -> Float[Array, "units ..."]:
     """The products, in ``wide``."""
-
     return jax.vmap(self._transposed)(self.inputs, widen(self.cotangent))
 
   def _transposed(self, inputs: tuple[Array, ...], y: Array) -> Array:
@@ -148,3 +138,33 @@ class Factored:
     abstract = jax.ShapeDtypeStruct(self.site.shape, self.site.wide)
     (total,) = jax.linear_transpose(rows, abstract)(y)
     return total
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factored:
+  """One parameter's gradients, as a sum over its sites; *sensitive*."""
+
+  terms: tuple[Term, ...]  # one at least
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """That of the stacked gradient."""
+    (first, *_) = self.terms
+    return (first.cotangent.shape[0], *first.site.shape)
+
+  @property
+  def dtype(self) -> Any:
+    return self.terms[0].site.dtype
+
+  def weighted_sum(
+    self, weights: Float[Array, " units"]
+  ) -> Float[Array, "..."]:
+    """One gradient, of the whole batch."""
+    first, *others = (term.weighted_sum(weights) for term in self.terms)
+    return sum(others, start=first)
+
+  def stacked(self) -> Float[Array, "units ..."]:
+    """The products, in ``wide``."""
+    first, *others = (term.stacked() for term in self.terms)
+    return sum(others, start=first)

@@ -13,11 +13,13 @@ This file alone knows what a jaxpr looks like.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
@@ -41,7 +43,10 @@ _VIEWS = frozenset(
 _INLINED = frozenset({"jit", "pjit", "closed_call", "core_call"})
 _REMAT = frozenset({"checkpoint", "remat", "remat2"})
 
-Place = tuple[int, ...]  # of an equation: its number in each jaxpr on the way
+# Of an equation: its number in each jaxpr on the way, and that of the branch.
+Place = tuple[int, ...]
+# (operands, taps) -> (results, records)
+_Body = Callable[[Sequence[Any], Sequence[Array]], tuple[list[Any], list[Any]]]
 Lengths = tuple[int, ...]  # of the loops around an equation, outermost first
 
 
@@ -104,9 +109,8 @@ class Tape:
     for number, eqn in enumerate(jaxpr.eqns):
       here = (*place, number)
       operands = [read(atom) for atom in eqn.invars]
-      inner = _inner(eqn)
-      if inner is not None and (mine := self._taps_in(here)):
-        results = self._enter(eqn, inner, operands, here, mine, taps, records)
+      if mine := self._taps_in(here):
+        results = self._enter(eqn, operands, here, mine, taps, records)
       else:
         results = _bind(eqn, operands)
         if here in self.places:
@@ -121,7 +125,6 @@ class Tape:
   def _enter(
     self,
     eqn: Any,
-    inner: core.ClosedJaxpr,
     operands: Sequence[Any],
     here: Place,
     mine: list[int],
@@ -131,32 +134,46 @@ class Tape:
     """Results of an equation with sites inside, whose records it adds."""
 
     def body(
-      operands: Sequence[Any], some: Sequence[Array]
+      branch: int, operands: Sequence[Any], some: Sequence[Array]
     ) -> tuple[list[Any], list[Any]]:
+      inner = _inner(eqn)[branch]
       all_taps: list[Any] = list(taps)
       found: list[Any] = list(records)
       for index, tap in zip(mine, some, strict=True):
         all_taps[index] = tap
+      place = (*here, branch)
       out = self._run(
-        inner.jaxpr, inner.consts, operands, here, all_taps, found
+        inner.jaxpr, inner.consts, operands, place, all_taps, found
       )
       return out, [found[index] for index in mine]
 
-    params, some = eqn.params, [taps[index] for index in mine]
-    if eqn.primitive.name in _REMAT:
-      body = jax.checkpoint(
-        body, policy=params["policy"], prevent_cse=params["prevent_cse"]
-      )
-    if eqn.primitive.name == "scan":
-      out, found = _scan(params, body, operands, some)
+    name, params = eqn.primitive.name, eqn.params
+    some = [taps[index] for index in mine]
+    bodies: list[_Body] = [
+      functools.partial(body, branch) for branch in range(len(_inner(eqn)))
+    ]
+    if name in _REMAT:
+      (only,) = bodies
+      policy, prevent_cse = params["policy"], params["prevent_cse"]
+      bodies = [jax.checkpoint(only, policy=policy, prevent_cse=prevent_cse)]
+    if name == "scan":
+      out, found = _scan(params, bodies[0], operands, some)
+    elif name == "cond":
+      out, found = _cond(bodies, operands, some)
     else:
-      out, found = body(operands, some)
+      out, found = bodies[0](operands, some)
     for index, record in zip(mine, found, strict=True):
       records[index] = record
     return out
 
   def _taps_in(self, here: Place) -> list[int]:
-    return [t for p, (t, _) in self.places.items() if p[: len(here)] == here]
+    """Those inside of an equation, which is no site itself."""
+    length = len(here)
+    return [
+      t
+      for p, (t, _) in self.places.items()
+      if len(p) > length and p[:length] == here
+    ]
 
 
 def record(
@@ -189,7 +206,7 @@ def record(
       position,
       view.views,
       tuple(param.shape),
-      jax.numpy.dtype(param.dtype),
+      jnp.dtype(param.dtype),
     )
     sites[view.index].append((len(taps), site))
     kept[place] = len(taps), position
@@ -236,15 +253,19 @@ class _Finder:
       operands = [look(atom) for atom in eqn.invars]
       if not any(operands):
         continue
-      inner = _inner(eqn)
-      if inner is not None and eqn.primitive.name == "scan":
-        self._loop(eqn, inner, operands, here, lengths)
-        continue
-      if inner is not None:
-        results = self.walk(inner.jaxpr, operands, here, lengths)
+      name, inner = eqn.primitive.name, _inner(eqn)
+      results: list[_View | None] = [None] * len(eqn.outvars)
+      if name == "scan":
+        self._loop(eqn, inner[0].jaxpr, operands, here, lengths)
+      elif name == "cond":
+        self.leave(operands[:1])
+        for i, one in enumerate(inner):
+          place = (*here, i)
+          self.leave(self.walk(one.jaxpr, operands[1:], place, lengths))
+      elif inner:
+        results = self.walk(inner[0].jaxpr, operands, (*here, 0), lengths)
       else:
-        results = [self._meet(eqn, operands, here, lengths)]
-        results += [None] * (len(eqn.outvars) - 1)
+        results[0] = self._meet(eqn, operands, here, lengths)
       for var, view in zip(eqn.outvars, results, strict=True):
         if view is not None:
           views[var] = view
@@ -253,7 +274,7 @@ class _Finder:
   def _loop(
     self,
     eqn: Any,
-    inner: core.ClosedJaxpr,
+    body: core.Jaxpr,
     operands: list[_View | None],
     here: Place,
     lengths: Lengths,
@@ -270,7 +291,7 @@ class _Finder:
     ]
     views = [*constants, *[None] * len(carry), *sliced]
     lengths = (*lengths, eqn.params["length"])
-    self.leave(self.walk(inner.jaxpr, views, here, lengths))
+    self.leave(self.walk(body, views, (*here, 0), lengths))
 
   def _meet(
     self, eqn: Any, operands: list[_View | None], here: Place, lengths: Lengths
@@ -308,22 +329,24 @@ def _keeps_entries(eqn: Any) -> bool:
     eqn.primitive.name in _VIEWS
     and len(eqn.invars) == 1
     and math.prod(before.shape) == math.prod(after.shape)
-    and jax.numpy.issubdtype(after.dtype, jax.numpy.floating)
+    and jnp.issubdtype(after.dtype, jnp.floating)
   )
 
 
-def _inner(eqn: Any) -> core.ClosedJaxpr | None:
-  """The jaxpr of an equation that only groups others, closed."""
-  name = eqn.primitive.name
+def _inner(eqn: Any) -> list[core.ClosedJaxpr]:
+  """The jaxprs of an equation that only says when others run, closed."""
+  name, params = eqn.primitive.name, eqn.params
+  if name == "cond":
+    return list(params["branches"])
   if name in _INLINED:
-    jaxpr = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+    jaxpr = params.get("jaxpr") or params.get("call_jaxpr")
   elif name in _REMAT or name == "scan":
-    jaxpr = eqn.params["jaxpr"]
+    jaxpr = params["jaxpr"]
   else:
-    return None
+    return []
   if isinstance(jaxpr, core.Jaxpr):
-    return core.ClosedJaxpr(jaxpr, ())
-  return jaxpr
+    jaxpr = core.ClosedJaxpr(jaxpr, ())
+  return [jaxpr]
 
 
 def _split_scan(params: dict[str, Any], x: Sequence[Any]) -> tuple[list, ...]:
@@ -334,7 +357,7 @@ def _split_scan(params: dict[str, Any], x: Sequence[Any]) -> tuple[list, ...]:
 
 def _scan(
   params: dict[str, Any],
-  body: Callable[..., tuple[list[Any], list[Any]]],
+  body: _Body,
   operands: Sequence[Any],
   taps: Sequence[Array],
 ) -> tuple[list[Any], list[Any]]:
@@ -355,6 +378,33 @@ def _scan(
     unroll=params["unroll"],
   )
   return [*carry, *results], found
+
+
+def _cond(
+  bodies: Sequence[_Body], operands: Sequence[Any], taps: Sequence[Array]
+) -> tuple[list[Any], list[Any]]:
+  """One of the bodies; records of the others are zeros, as their taps' are."""
+  index, *rest = operands
+  shapes: list[Any] = [None] * len(taps)
+  for body in bodies:
+    for i, record in enumerate(jax.eval_shape(body, rest, taps)[1]):
+      shapes[i] = shapes[i] if record is None else record
+
+  def whole(body: _Body) -> _Body:
+    def fn(rest: Any, taps: Any) -> tuple[list[Any], list[Any]]:
+      out, found = body(rest, taps)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      return out, [
+        none if record is None else record
+        for record, none in zip(found, zeros, strict=True)
+      ]
+
+    return fn
+
+  branches = [whole(body) for body in bodies]
+  out: tuple[list[Any], list[Any]]
+  out = jax.lax.switch(index, branches, list(rest), list(taps))
+  return out
 
 
 def _bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
