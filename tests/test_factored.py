@@ -62,6 +62,9 @@ TOKENS = [[0, 1, 1, 4], [2, 2, 2, 2], [0, 1, 2, 3], [4, 0, 4, 0]]
 OUTSIDE = [[0, 9, 1, 4], [2, -7, 2, 2], [9, 9, 9, 9], [4, 0, 4, 5]]
 
 
+CONSTANT = normal(8, 3, 2)
+
+
 def views(params, x):
   w = params["w"].reshape(4, 6).T.astype(jnp.float32)[None, :, :, None]
   return jnp.sum(jnp.sin(x @ jnp.squeeze(w)))
@@ -278,8 +281,16 @@ CASES = {
     rows(3, 3), [None, None],
   ),
   "moved": case(
-    lambda p, x: jnp.sum(jnp.sin(x @ (2.0 * x[:, None] + p["w"] - 1.0))),
+    lambda p, x: jnp.sum(jnp.sin(x @ (CONSTANT + p["w"] - 1.0))),
     {"w": normal(1, 3, 2)}, rows(3), [1],
+  ),
+  "moved by itself": case(
+    lambda p, x: jnp.sum(jnp.sin(x @ (p["w"] + p["w"]))),
+    {"w": normal(1, 3, 2)}, rows(3), [None],
+  ),
+  "moved by an example": case(
+    lambda p, x: jnp.sum(jnp.sin((x @ p["w"] + p["b"]) @ p["w"].T)),
+    {"b": normal(1, 3, 2), "w": normal(2, 3, 2)}, rows(3, 3), [None, 2],
   ),
   "inner momentum": inner_momentum(mlp()),
   "not used": case(

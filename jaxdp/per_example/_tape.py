@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,20 @@ Lengths = tuple[int, ...]  # of the loops around an equation, outermost first
 class _View:
   """A parameter, or its entries in another shape, order or type.
 
-  Something that is no parameter may have been added to them.
+  A constant may have been added to them.
   """
 
   index: int
   views: tuple[tuple[Any, Params], ...] = ()
   sliced: tuple[int, ...] = ()  # by which of the loops around it
+
+
+class _Constant:
+  """What depends on no parameter and no example."""
+
+
+# None: what depends on an example, or on parameters in some other way.
+_State: TypeAlias = _View | _Constant | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +196,9 @@ def record(
   """
   jaxpr, out = jax.make_jaxpr(fun, return_shape=True)(list(params), *args)
   finder = _Finder()
-  views: list[_View | None] = [_View(i) for i in range(len(params))]
-  views += [None] * (len(jaxpr.jaxpr.invars) - len(params))
-  results = finder.walk(jaxpr.jaxpr, views, (), ())
+  states: list[_State] = [_View(i) for i in range(len(params))]
+  states += [None] * (len(jaxpr.jaxpr.invars) - len(params))
+  results = finder.walk(jaxpr.jaxpr, states, (), ())
   finder.leave(results)  # a parameter that is itself a result
   kept: dict[Place, tuple[int, int]] = {}
   taps: list[jax.ShapeDtypeStruct] = []
@@ -227,35 +235,34 @@ class _Finder:
     self.sites: dict[Place, tuple[_View, Any, int, Lengths]] = {}
     self.elsewhere: set[int] = set()
 
-  def leave(self, views: Sequence[_View | None]) -> None:
+  def leave(self, states: Sequence[_State]) -> None:
     """Notes that these go where no site is."""
-    self.elsewhere |= {view.index for view in views if view is not None}
+    self.elsewhere |= {x.index for x in states if isinstance(x, _View)}
 
   def walk(
     self,
     jaxpr: core.Jaxpr,
-    args: Sequence[_View | None],
+    args: Sequence[_State],
     place: Place,
     lengths: Lengths,
-  ) -> list[_View | None]:
+  ) -> list[_State]:
     """Follows views to the results of a jaxpr inside loops of these lengths."""
-    views = {
-      var: view
-      for var, view in zip(jaxpr.invars, args, strict=True)
-      if view is not None
-    }
+    constant = _Constant()
+    states: dict[Any, _State] = dict.fromkeys(jaxpr.constvars, constant)
+    states.update(zip(jaxpr.invars, args, strict=True))
 
-    def look(atom: Any) -> _View | None:
-      return None if isinstance(atom, core.Literal) else views.get(atom)
+    def look(atom: Any) -> _State:
+      return constant if isinstance(atom, core.Literal) else states[atom]
 
     for number, eqn in enumerate(jaxpr.eqns):
       here = (*place, number)
       operands = [look(atom) for atom in eqn.invars]
-      if not any(operands):
-        continue
       name, inner = eqn.primitive.name, _inner(eqn)
-      results: list[_View | None] = [None] * len(eqn.outvars)
-      if name == "scan":
+      results: list[_State] = [None] * len(eqn.outvars)
+      if not any(isinstance(x, _View) for x in operands):
+        if all(isinstance(x, _Constant) for x in operands):
+          results = [constant] * len(eqn.outvars)
+      elif name == "scan":
         self._loop(eqn, inner[0].jaxpr, operands, here, lengths)
       elif name == "cond":
         self.leave(operands[:1])
@@ -266,16 +273,14 @@ class _Finder:
         results = self.walk(inner[0].jaxpr, operands, (*here, 0), lengths)
       else:
         results[0] = self._meet(eqn, operands, here, lengths)
-      for var, view in zip(eqn.outvars, results, strict=True):
-        if view is not None:
-          views[var] = view
+      states.update(zip(eqn.outvars, results, strict=True))
     return [look(atom) for atom in jaxpr.outvars]
 
   def _loop(
     self,
     eqn: Any,
     body: core.Jaxpr,
-    operands: list[_View | None],
+    operands: list[_State],
     here: Place,
     lengths: Lengths,
   ) -> None:
@@ -284,24 +289,25 @@ class _Finder:
     self.leave(carry)
     level = len(lengths)
     sliced = [
-      None
-      if view is None
-      else _View(view.index, (*view.views, LAYERS), (*view.sliced, level))
-      for view in slices
+      _View(x.index, (*x.views, LAYERS), (*x.sliced, level))
+      if isinstance(x, _View)
+      else x
+      for x in slices
     ]
-    views = [*constants, *[None] * len(carry), *sliced]
+    states = [*constants, *[None] * len(carry), *sliced]
     lengths = (*lengths, eqn.params["length"])
-    self.leave(self.walk(body, views, (*here, 0), lengths))
+    self.leave(self.walk(body, states, (*here, 0), lengths))
 
   def _meet(
-    self, eqn: Any, operands: list[_View | None], here: Place, lengths: Lengths
+    self, eqn: Any, operands: list[_State], here: Place, lengths: Lengths
   ) -> _View | None:
     """A view of a view, a site, or a use that is neither."""
     name = eqn.primitive.name
-    there = [i for i, view in enumerate(operands) if view is not None]
+    there = [i for i, x in enumerate(operands) if isinstance(x, _View)]
     view = operands[there[0]]
-    assert view is not None
-    if len(there) == 1 and _adds(eqn, there[0]):
+    assert isinstance(view, _View)
+    constants = sum(isinstance(x, _Constant) for x in operands)
+    if _adds(eqn, there[0]) and len(there) == constants == 1:
       return view
     if _keeps_entries(eqn):
       step = (eqn.primitive, _hashable(eqn.params))
