@@ -26,7 +26,7 @@ _MODELS = flags.DEFINE_list(
   ["tanh_cnn", "tanh_cnn_reduce_window", "lenet", "transformer"],
   "Of benchmarks/_models.py.",
 )
-_METHOD = flags.DEFINE_string("method", "stacked", "Engine of jaxdp.")
+_METHOD = flags.DEFINE_string("method", "auto", "Engine of jaxdp.")
 _MICROBATCH = flags.DEFINE_integer(
   "microbatch_size", None, "Of jaxdp; None for the whole batch."
 )

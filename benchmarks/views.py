@@ -19,7 +19,7 @@ from benchmarks import _models, _timing
 
 _VIEWS = flags.DEFINE_list("views", ["1", "2", "4", "8"], "K, the first of 1.")
 _BATCH = flags.DEFINE_integer("batch_size", 1024, "Examples.")
-_METHOD = flags.DEFINE_string("method", "stacked", "Engine.")
+_METHOD = flags.DEFINE_string("method", "auto", "Engine.")
 _MICROBATCH = flags.DEFINE_integer("microbatch_size", None, "None for all.")
 
 

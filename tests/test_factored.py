@@ -340,6 +340,38 @@ def test_it_agrees_with_the_stacked_engine(name):
   assert_close(factored, stacked, rtol=2e-4, atol=2e-5)
 
 
+AUTO = {
+  "wide": ((3, 64, 48), "dot_general"),  # a Gram matrix of three positions
+  "many positions": ((200, 64, 8), "stacked"),
+}
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_auto_takes_what_is_faster_and_agrees(name):
+  (positions, inputs, outputs), use = AUTO[name]
+
+  def loss_fn(params, x):
+    hidden = jnp.tanh(x @ params["w"] + params["b"][None])
+    return jnp.sum(jnp.mean(hidden, axis=0) @ params["u"])
+
+  params = {
+    "b": normal(0, outputs),
+    "u": normal(1, outputs, 5),
+    "w": normal(2, inputs, outputs),
+  }
+  batch = rows(positions, inputs)
+  lines = jaxdp.per_example.explain(loss_fn, params, batch).splitlines()
+  uses = {line.split(" | ")[0].strip(): line.split(" | ")[2] for line in lines}
+  assert uses["w"].strip() == use
+  assert uses["u"].strip() == "dot_general"
+  assert uses["b"].strip() == "stacked"
+  stacked, auto = (
+    outcome(method, loss_fn, params, batch, MASK)
+    for method in ("stacked", "auto")
+  )
+  assert_close(auto, stacked, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_sites_are_found(name):
   loss_fn, params, batch, expected = CASES[name]
@@ -402,7 +434,8 @@ def test_what_it_hands_out_is_one_tree_for_jit():
 
 def test_a_table_explains_what_is_done():
   loss_fn, params, batch, _ = CASES["mlp"]
-  table = jaxdp.per_example.explain(loss_fn, params, batch).splitlines()
+  table = jaxdp.per_example.explain(loss_fn, params, batch, "factored")
+  table = table.splitlines()
   assert [line.split(" | ")[0].strip() for line in table] == [
     "parameter", "b/0", "b/1", "w/0", "w/1",
   ]  # fmt: skip
@@ -561,8 +594,19 @@ def test_contributions_in_bfloat16_stay_within_the_bound():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-@pytest.mark.parametrize("name", ["positions", "conv", "mlp", "tied"])
-def test_a_unit_that_is_not_finite_changes_no_other(name, bad):
+@pytest.mark.parametrize(
+  "method, name",
+  [
+    ("factored", "positions"),
+    ("factored", "conv"),
+    ("factored", "conv, groups"),
+    ("factored", "mlp"),
+    ("factored", "tied"),
+    ("factored", "scan over layers"),
+    ("auto", "mlp"),
+  ],
+)
+def test_a_unit_that_is_not_finite_changes_no_other(method, name, bad):
   loss_fn, params, batch, _ = CASES[name]
 
   def shifted(params, example):
@@ -570,7 +614,7 @@ def test_a_unit_that_is_not_finite_changes_no_other(name, bad):
     return loss_fn(params, x) * jnp.exp(shift)
 
   def run(shift):
-    return outcome("factored", shifted, params, (batch, shift), MASK)
+    return outcome(method, shifted, params, (batch, shift), MASK)
 
   clean = np.zeros(UNITS, np.float32)
   dirty = clean.copy()

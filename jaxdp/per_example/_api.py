@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _factored, _stacked, _trainable
+from jaxdp.per_example import _auto, _batch, _factored, _stacked, _trainable
 from jaxdp.per_example._grads import PerExampleGrads
 
 Method = Literal["auto", "factored", "stacked"]
-_ENGINES = {
-  "auto": _stacked.compute,
+_ENGINES: dict[str, Callable[..., Any]] = {
+  "auto": _auto.compute,
   "factored": _factored.compute,
   "stacked": _stacked.compute,
 }
@@ -34,8 +34,9 @@ def per_example_grads(
       argument, the unit's own key, with ``has_key=True``.
     method: how; the result does not depend on it beyond rounding. "stacked" is
       ``vmap`` of ``grad``; "factored" makes no gradient for every unit where a
-      parameter is used in one matrix product, convolution or look-up (see
-      ``per_example.explain``). "auto" is "stacked" for now.
+      parameter is used in matrix products, convolutions or look-ups (see
+      ``per_example.explain``). "auto" takes what is expected to be faster, for
+      each parameter.
     trainable: which leaves train, see ``partition_params``. Frozen leaves are
       None in the gradients.
     has_aux: the loss returns auxiliary output, stacked over units. *Sensitive.*

@@ -1,4 +1,4 @@
-"""What the factored engine does with each parameter of a loss, as a table."""
+"""What an engine does with each parameter of a loss, as a table."""
 
 import math
 from collections.abc import Callable
@@ -17,17 +17,19 @@ def explain(
   loss_fn: Callable,
   params: PyTree,
   batch: PyTree,
+  method: _api.Method = "auto",
   *,
   trainable: _trainable.Trainable = None,
   has_aux: bool = False,
   has_key: bool = False,
 ) -> str:
-  """How norms are found by ``method="factored"``, parameter by parameter.
+  """How norms are found, parameter by parameter.
 
   Args:
     loss_fn: as for ``per_example_grads``; so are the others.
     params: parameters; only shapes are looked at, here and in ``batch``.
     batch: leaves ``[units, ...]``.
+    method: the engine; "auto" depends on the device that JAX runs on.
     trainable: which leaves train.
     has_aux: the loss returns ``(loss, aux)``.
     has_key: the loss takes a key.
@@ -46,7 +48,7 @@ def explain(
     w         | (80, 50) | dot_general | Gram    | 0.0211 | 0.633
   """
   grads_fn = _api.per_example_grads(
-    loss_fn, "factored", trainable=trainable, has_aux=has_aux, has_key=has_key
+    loss_fn, method, trainable=trainable, has_aux=has_aux, has_key=has_key
   )
   key = jax.random.key(0) if has_key else None
   out = jax.eval_shape(lambda p, b: grads_fn(p, b, key=key), params, batch)

@@ -11,13 +11,14 @@ References:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _grads, _stacked, _tape
+from jaxdp.per_example import _batch, _grads, _stacked, _tape, _tied
 from jaxdp.per_example._site import Factored, Term
 
 
@@ -27,10 +28,26 @@ def compute(
   batch: PyTree,
   is_padding_example: Bool[Array, " units"] | None,
   keys: Array | None,
+  *,
+  is_slower: Callable[[Factored], bool] | None = None,
 ) -> tuple[Float[Array, " units"], Any, _grads.PerExampleGrads]:
-  """Losses, auxiliary outputs and gradients of every unit of a batch."""
+  """Losses, auxiliary outputs and gradients of every unit of a batch.
+
+  Args:
+    loss_fn: of one unit; so are the others, as in ``_stacked.compute``.
+    params: trained and frozen.
+    batch: leaves ``[units, ...]``.
+    is_padding_example: which are no units.
+    keys: one for each unit.
+    is_slower: asked about the shapes of every parameter that has sites; True
+      stacks its gradients all the same.
+  """
   trained, frozen = params
   leaves, treedef = jax.tree.flatten(trained)
+  nonfinite = _batch.has_nonfinite_input(batch)
+  padding = is_padding_example
+  removed = nonfinite if padding is None else nonfinite | padding
+  clean = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
 
   def flat(leaves: list[Array], example: PyTree, key: Any) -> Any:
     return loss_fn(jax.tree.unflatten(treedef, leaves), frozen, example, key)
@@ -39,14 +56,57 @@ def compute(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (batch, keys)
   )
   tape, out_shape = _tape.record(flat, leaves, *abstract)
-  if _bare_groups(tape):
-    return _stacked.compute(loss_fn, params, batch, is_padding_example, keys)
-  nonfinite = _batch.has_nonfinite_input(batch)
-  padding = is_padding_example
-  removed = nonfinite if padding is None else nonfinite | padding
-  batch = jax.tree.map(lambda x: _batch.zero_rows(removed, x), batch)
-
   out_tree = jax.tree.structure(out_shape)
+
+  def gradients(tape: _tape.Tape) -> tuple[Array, Any, list[Any]]:
+    return _gradients(tape, out_tree, leaves, clean, keys)
+
+  if is_slower is not None:
+    shapes = jax.eval_shape(lambda: gradients(tape)[2])
+    tape = tape.without(
+      [
+        i
+        for i, leaf in enumerate(shapes)
+        if isinstance(leaf, Factored) and is_slower(leaf)
+      ]
+    )
+  if not tape.taps or _bare_groups(tape):
+    return _stacked.compute(loss_fn, params, batch, padding, keys)
+  losses, aux, found = gradients(tape)
+  squares: list[Any] = [
+    _tied.squares(leaf) if isinstance(leaf, Factored) else None
+    for leaf in found
+  ]
+  total = _grads.total(squares)
+  alone = [i for i, leaf in enumerate(found) if not isinstance(leaf, Factored)]
+  if alone:
+    stacked, of_stacked = _stacked.finite_rows([found[i] for i in alone], total)
+    total = total + _grads.total(of_stacked)
+    for i, leaf, square in zip(alone, stacked, of_stacked, strict=True):
+      found[i], squares[i] = leaf, square
+  bad = ~jnp.isfinite(total)
+  # On both factors: 0 * NaN is NaN.
+  found = [
+    jax.tree.map(lambda x: _batch.zero_rows(bad, x), leaf)
+    if isinstance(leaf, Factored)
+    else leaf
+    for leaf in found
+  ]
+  squares = [
+    jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s) for s in squares
+  ]
+  grads = _grads.PerExampleGrads(
+    jax.tree.unflatten(treedef, found),
+    jax.tree.unflatten(treedef, squares),
+    padding,
+  )
+  return losses, aux, grads
+
+
+def _gradients(
+  tape: _tape.Tape, out_tree: Any, leaves: list[Array], batch: Any, keys: Any
+) -> tuple[Array, Any, list[Any]]:
+  """Losses, auxiliary outputs, and each leaf ``Factored`` or stacked."""
   alone = [i for i, sites in enumerate(tape.sites) if sites is None]
 
   def tapped(
@@ -66,7 +126,6 @@ def compute(
   (losses, (aux, records)), (cotangents, stacked) = jax.vmap(
     lambda example, key: gradient(taps, some, example, key)
   )(batch, keys)
-
   found: list[Any] = [None] * len(leaves)
   for i, leaf in zip(alone, stacked, strict=True):
     found[i] = leaf
@@ -79,21 +138,7 @@ def compute(
       inputs, cotangent = (_in_order(x, tape.loops[t]) for x in arrays)
       terms.append(Term(inputs, cotangent, site))
     found[i] = _join(terms, leaves[i], len(losses))
-  squares = [_grads.sum_of_squares(leaf) for leaf in found]
-  bad = ~jnp.isfinite(_grads.total(squares))
-  # On both factors: 0 * NaN is NaN.
-  found = [
-    jax.tree.map(lambda x: _batch.zero_rows(bad, x), leaf) for leaf in found
-  ]
-  squares = [
-    jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s) for s in squares
-  ]
-  grads = _grads.PerExampleGrads(
-    jax.tree.unflatten(treedef, found),
-    jax.tree.unflatten(treedef, squares),
-    padding,
-  )
-  return losses, aux, grads
+  return losses, aux, found
 
 
 def _bare_groups(tape: _tape.Tape) -> bool:

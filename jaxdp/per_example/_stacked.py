@@ -48,9 +48,7 @@ def compute(
       return one(example, key)[2]
 
     stacked = _try_again(stacked, removed, again)
-  stacked, squares = jax.lax.platform_dependent(
-    stacked, cpu=_squares_by_row, default=_squares_by_leaf
-  )
+  stacked, squares = finite_rows(stacked, jnp.zeros_like(losses))
   # A removed row was computed from zeros: its gradient is finite but not its
   # own. NaN squares say "dropped"; padding is masked by the norms anyway.
   squares = jax.tree.map(
@@ -59,17 +57,34 @@ def compute(
   return losses, aux, _grads.PerExampleGrads(stacked, squares, padding)
 
 
-def _squares_by_leaf(stacked: PyTree) -> tuple[PyTree, PyTree]:
+def finite_rows(
+  stacked: PyTree[Float[Array, "units ..."]], others: Float[Array, " units"]
+) -> tuple[PyTree, PyTree]:
   """The gradients, zeros in rows that are not finite, and sums of squares.
 
-  On a GPU the selection fuses into what follows.
+  Args:
+    stacked: gradients, one leaf at least.
+    others: sums of squares of leaves that are not here: a row that is not
+      finite there is removed here too.
   """
+  rows: tuple[PyTree, PyTree] = jax.lax.platform_dependent(
+    stacked, others, cpu=_squares_by_row, default=_squares_by_leaf
+  )
+  return rows
+
+
+def _squares_by_leaf(
+  stacked: PyTree, others: Float[Array, " units"]
+) -> tuple[PyTree, PyTree]:
+  """On a GPU the selection fuses into what follows."""
   squares = jax.tree.map(_grads.sum_of_squares, stacked)
-  bad = ~jnp.isfinite(_grads.total(squares))
+  bad = ~jnp.isfinite(_grads.total(squares) + others)
   return jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked), squares
 
 
-def _squares_by_row(stacked: PyTree) -> tuple[PyTree, PyTree]:
+def _squares_by_row(
+  stacked: PyTree, others: Float[Array, " units"]
+) -> tuple[PyTree, PyTree]:
   """The same for a CPU, where writing a gradient is what takes the time.
 
   Norms and sum read flat rows, or XLA would write a gradient once for each of
@@ -84,7 +99,7 @@ def _squares_by_row(stacked: PyTree) -> tuple[PyTree, PyTree]:
 
   rows = jax.tree.map(lambda g: g.reshape(g.shape[0], -1), stacked)
   squares = jax.tree.map(_grads.sum_of_squares, rows)
-  todo = ~jnp.isfinite(_grads.total(squares))
+  todo = ~jnp.isfinite(_grads.total(squares) + others)
   _, rows = jax.lax.while_loop(
     lambda carry: jnp.any(carry[0]), body, (todo, rows)
   )

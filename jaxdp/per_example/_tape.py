@@ -15,7 +15,7 @@ This file alone knows what a jaxpr looks like.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -87,6 +87,26 @@ class Tape:
   places: dict[Place, tuple[int, int]]  # the tap, the parameter's position
   taps: tuple[jax.ShapeDtypeStruct, ...]
   loops: tuple[tuple[bool, ...], ...]
+
+  def without(self, params: Collection[int]) -> "Tape":
+    """The same without the sites of these parameters."""
+    sites = [None if i in params else some for i, some in enumerate(self.sites)]
+    kept = sorted(t for some in sites if some is not None for t, _ in some)
+    number = {tap: i for i, tap in enumerate(kept)}
+    return Tape(
+      self.jaxpr,
+      tuple(
+        some if some is None else tuple((number[t], site) for t, site in some)
+        for some in sites
+      ),
+      {
+        place: (number[t], position)
+        for place, (t, position) in self.places.items()
+        if t in number
+      },
+      tuple(self.taps[t] for t in kept),
+      tuple(self.loops[t] for t in kept),
+    )
 
   def run(
     self, args: Sequence[Any], taps: Sequence[Array]
