@@ -10,8 +10,9 @@ References:
   clipping); Bu et al. 2022, arXiv:2205.10683.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,21 +59,16 @@ def compute(
   tape, out_shape = _tape.record(flat, leaves, *abstract)
   out_tree = jax.tree.structure(out_shape)
 
-  def gradients(tape: _tape.Tape) -> tuple[Array, Any, list[Any]]:
-    return _gradients(tape, out_tree, leaves, clean, keys)
-
   if is_slower is not None:
-    shapes = jax.eval_shape(lambda: gradients(tape)[2])
-    tape = tape.without(
-      [
-        i
-        for i, leaf in enumerate(shapes)
-        if isinstance(leaf, Factored) and is_slower(leaf)
-      ]
+    one = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
+      (tape.operands, tape.taps),
     )
+    shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
+    tape = tape.without([i for i, x in shapes.items() if is_slower(x)])
   if not tape.taps or _bare_groups(tape):
     return _stacked.compute(loss_fn, params, batch, padding, keys)
-  losses, aux, found = gradients(tape)
+  losses, aux, found = _gradients(tape, out_tree, leaves, clean, keys)
   squares: list[Any] = [
     _tied.squares(leaf) if isinstance(leaf, Factored) else None
     for leaf in found
@@ -126,19 +122,28 @@ def _gradients(
   (losses, (aux, records)), (cotangents, stacked) = jax.vmap(
     lambda example, key: gradient(taps, some, example, key)
   )(batch, keys)
-  found: list[Any] = [None] * len(leaves)
-  for i, leaf in zip(alone, stacked, strict=True):
-    found[i] = leaf
+  found: dict[int, Any] = dict(zip(alone, stacked, strict=True))
+  found |= _factors(tape, records, cotangents)
+  for i, leaf in enumerate(leaves):
+    if i not in found:  # the loss does not use it
+      found[i] = jnp.zeros((len(losses), *leaf.shape), leaf.dtype)
+  return losses, aux, [found[i] for i in range(len(leaves))]
+
+
+def _factors(
+  tape: _tape.Tape, records: Sequence[Any], cotangents: Sequence[Array]
+) -> dict[int, Factored]:
+  """The gradients of every parameter with sites, as the sum of their terms."""
+  found = {}
   for i, sites in enumerate(tape.sites):
-    if sites is None:
-      continue
     terms = []
-    for t, site in sites:
+    for t, site in sites or ():
       arrays = (records[t], cotangents[t])
       inputs, cotangent = (_in_order(x, tape.loops[t]) for x in arrays)
       terms.append(Term(inputs, cotangent, site))
-    found[i] = _join(terms, leaves[i], len(losses))
-  return losses, aux, found
+    if terms:
+      found[i] = _join(terms)
+  return found
 
 
 def _bare_groups(tape: _tape.Tape) -> bool:
@@ -165,10 +170,8 @@ def _in_order(arrays: PyTree, loops: tuple[bool, ...]) -> PyTree:
   return jax.tree.map(one, arrays)
 
 
-def _join(terms: list[Term], leaf: Array, units: int) -> Any:
+def _join(terms: list[Term]) -> Factored:
   """The sum of the terms; those that are alike become repeats of one."""
-  if not terms:
-    return jnp.zeros((units, *leaf.shape), leaf.dtype)
   alike: dict[Any, list[Term]] = {}
   for term in terms:
     arrays = (*term.inputs, term.cotangent)

@@ -79,6 +79,7 @@ class Tape:
     sites: by parameter; None where it is used in another way too.
     places: equation and tap of every site, by place.
     taps: shape and type of every tap.
+    operands: by tap, shapes and types of the site's other operands.
     loops: by tap, whether each loop around it slices the parameter.
   """
 
@@ -86,6 +87,7 @@ class Tape:
   sites: tuple[tuple[tuple[int, Site], ...] | None, ...]
   places: dict[Place, tuple[int, int]]  # the tap, the parameter's position
   taps: tuple[jax.ShapeDtypeStruct, ...]
+  operands: tuple[tuple[jax.ShapeDtypeStruct, ...], ...]
   loops: tuple[tuple[bool, ...], ...]
 
   def without(self, params: Collection[int]) -> "Tape":
@@ -105,6 +107,7 @@ class Tape:
         if t in number
       },
       tuple(self.taps[t] for t in kept),
+      tuple(self.operands[t] for t in kept),
       tuple(self.loops[t] for t in kept),
     )
 
@@ -222,6 +225,7 @@ def record(
   finder.leave(results)  # a parameter that is itself a result
   kept: dict[Place, tuple[int, int]] = {}
   taps: list[jax.ShapeDtypeStruct] = []
+  operands: list[tuple[jax.ShapeDtypeStruct, ...]] = []
   loops: list[tuple[bool, ...]] = []
   sites: list[Any] = [[] for _ in params]
   for place, (view, eqn, position, lengths) in finder.sites.items():
@@ -238,14 +242,20 @@ def record(
     )
     sites[view.index].append((len(taps), site))
     kept[place] = len(taps), position
-    aval = eqn.outvars[0].aval
-    taps.append(jax.ShapeDtypeStruct((*lengths, *aval.shape), aval.dtype))
+    others = [x for i, x in enumerate(eqn.invars) if i != position]
+    tap, *rest = (
+      jax.ShapeDtypeStruct((*lengths, *x.aval.shape), x.aval.dtype)
+      for x in (eqn.outvars[0], *others)
+    )
+    taps.append(tap)
+    operands.append(tuple(rest))
     loops.append(tuple(i in view.sliced for i in range(len(lengths))))
   found = tuple(
     None if i in finder.elsewhere else tuple(some)
     for i, some in enumerate(sites)
   )
-  return Tape(jaxpr, found, kept, tuple(taps), tuple(loops)), out
+  tape = Tape(jaxpr, found, kept, tuple(taps), tuple(operands), tuple(loops))
+  return tape, out
 
 
 class _Finder:
