@@ -62,7 +62,7 @@ def compute(
   if is_slower is not None:
     one = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
-      (tape.operands, tape.taps),
+      ([t.operands for t in tape.taps], [t.result for t in tape.taps]),
     )
     shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
     tape = tape.without([i for i, x in shapes.items() if is_slower(x)])
@@ -103,7 +103,7 @@ def _gradients(
   tape: _tape.Tape, out_tree: Any, leaves: list[Array], batch: Any, keys: Any
 ) -> tuple[Array, Any, list[Any]]:
   """Losses, auxiliary outputs, and each leaf ``Factored`` or stacked."""
-  alone = [i for i, sites in enumerate(tape.sites) if sites is None]
+  alone = sorted(tape.elsewhere)
 
   def tapped(
     taps: list[Array], some: list[Array], example: PyTree, key: Any
@@ -116,7 +116,7 @@ def _gradients(
     loss, aux = jax.tree.unflatten(out_tree, out)
     return loss, (aux, records)
 
-  taps = [jnp.zeros(t.shape, t.dtype) for t in tape.taps]
+  taps = [jnp.zeros(t.result.shape, t.result.dtype) for t in tape.taps]
   some = [leaves[i] for i in alone]
   gradient = jax.value_and_grad(tapped, argnums=(0, 1), has_aux=True)
   (losses, (aux, records)), (cotangents, stacked) = jax.vmap(
@@ -134,16 +134,12 @@ def _factors(
   tape: _tape.Tape, records: Sequence[Any], cotangents: Sequence[Array]
 ) -> dict[int, Factored]:
   """The gradients of every parameter with sites, as the sum of their terms."""
-  found = {}
-  for i, sites in enumerate(tape.sites):
-    terms = []
-    for t, site in sites or ():
-      arrays = (records[t], cotangents[t])
-      inputs, cotangent = (_in_order(x, tape.loops[t]) for x in arrays)
-      terms.append(Term(inputs, cotangent, site))
-    if terms:
-      found[i] = _join(terms)
-  return found
+  terms: dict[int, list[Term]] = {}
+  for tap, *arrays in zip(tape.taps, records, cotangents, strict=True):
+    inputs, cotangent = (_in_order(x, tap.loops) for x in arrays)
+    term = Term(inputs, cotangent, tap.site)
+    terms.setdefault(tap.param, []).append(term)
+  return {i: _join(some) for i, some in terms.items()}
 
 
 def _bare_groups(tape: _tape.Tape) -> bool:
@@ -151,8 +147,7 @@ def _bare_groups(tape: _tape.Tape) -> bool:
 
   XLA's CPU gradient in such a kernel would mix units (``_stacked.py``).
   """
-  sites = [site for some in tape.sites if some is not None for _, site in some]
-  found = sum(_stacked.has_groups(dict(site.params)) for site in sites)
+  found = sum(_stacked.has_groups(dict(tap.site.params)) for tap in tape.taps)
   return found < _stacked.grouped_convolutions(tape.jaxpr)
 
 
