@@ -308,6 +308,22 @@ CASES = {
 
 
 FEW = ("x @ w", "many positions", "heads", "conv", "look-up")
+# Variants of others that are tested always.
+VARIANTS = {
+  "w @ x", "positions, w first", "two free, two summed", "heads, w first",
+  "conv, many channels", "conv, strides", "conv, uneven padding",
+  "conv, negative padding", "conv, NCHW", "conv, one axis",
+  "conv, depthwise, NCHW", "look-up outside, clip", "mlp", "mlp, jit",
+  "mlp, remat", "tied in another shape", "views of a unit", "carried",
+  "layers in time", "moved", "two parameters",
+}  # fmt: skip
+
+
+def cases(always):
+  return [
+    pytest.param(name, marks=[] if always(name) else pytest.mark.slow)
+    for name in CASES
+  ]
 
 
 def outcome(method, loss_fn, params, batch, mask):
@@ -328,7 +344,7 @@ def outcome(method, loss_fn, params, batch, mask):
   return run(params, batch, mask)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(lambda name: name not in VARIANTS))
 def test_it_agrees_with_the_stacked_engine(name):
   loss_fn, params, batch, _ = CASES[name]
   stacked, factored = (
@@ -447,13 +463,7 @@ def test_a_table_explains_what_is_done():
   assert "dot_general | two norms" in table[3]
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=[] if name in FEW else pytest.mark.slow)
-    for name in CASES
-  ],
-)
+@pytest.mark.parametrize("name", cases(lambda name: name in FEW))
 def test_the_table_names_the_way_that_is_taken(name, monkeypatch):
   """The sizes that it is made of are those that the norm is."""
   loss_fn, params, batch, _ = CASES[name]

@@ -208,6 +208,7 @@ MODELS = {
   "LSTM": (text_model, 4),
   "tanh CNN": (lambda: image_model("tanh_cnn", (14, 14, 1)), 4),
 }
+ALWAYS = ("decoder, scan and remat", "GRU", "Flax NNX", "Equinox")
 WIDE = {
   "WRN": {},
   "WRN with weight standardisation": {"weight_standardization": True},
@@ -227,7 +228,13 @@ def check(case):
   return table
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow)
+    for name in MODELS
+  ],
+)
 def test_models_agree_with_the_stacked_engine(name):
   make, stacked = MODELS[name]
   table = check(make())
