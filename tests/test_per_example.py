@@ -48,9 +48,14 @@ def test_gradients_norms_and_sums_equal_a_loop():
 
 
 @pytest.mark.slow
-def test_methods_give_the_same_gradients():
-  auto = jax.jit(jaxdp.per_example_grads(loss_fn))(PARAMS, BATCH)
-  assert_close(auto, per_example_grads(PARAMS, BATCH))
+@pytest.mark.parametrize("method", ["auto", "factored"])
+def test_methods_give_the_same_gradients(method):
+  fn = jax.jit(jaxdp.per_example_grads(loss_fn, method))
+  results = [
+    (grads.materialise(), grads.norms([0, 1, 2]), grads.squares)
+    for grads in (fn(PARAMS, BATCH), per_example_grads(PARAMS, BATCH))
+  ]
+  assert_close(*results)
 
 
 def test_gradients_are_a_pytree_that_crosses_jit_and_vmap():

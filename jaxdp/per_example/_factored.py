@@ -73,14 +73,13 @@ def compute(
     _tied.squares(leaf) if isinstance(leaf, Factored) else None
     for leaf in found
   ]
-  total = _grads.total(squares)
+  bad = ~jnp.isfinite(_grads.total(squares))
   alone = [i for i, leaf in enumerate(found) if not isinstance(leaf, Factored)]
   if alone:
-    stacked, of_stacked = _stacked.finite_rows([found[i] for i in alone], total)
-    total = total + _grads.total(of_stacked)
+    stacked, of_stacked = _stacked.finite_rows([found[i] for i in alone], bad)
+    bad = bad | ~jnp.isfinite(_grads.total(of_stacked))
     for i, leaf, square in zip(alone, stacked, of_stacked, strict=True):
       found[i], squares[i] = leaf, square
-  bad = ~jnp.isfinite(total)
   # On both factors: 0 * NaN is NaN.
   found = [
     jax.tree.map(lambda x: _batch.zero_rows(bad, x), leaf)

@@ -113,15 +113,18 @@ class PerExampleGrads:
     )
 
   def materialise(self) -> PyTree[Float[Array, "units ..."]]:
-    """The stacked gradients, zeros where padded or dropped; *sensitive*."""
+    """The stacked gradients, zeros where padded or dropped; *sensitive*.
+
+    Their types are those in which they are summed: what is kept as factors
+    comes out in float32 (or wider), whatever the type of its parameter.
+    """
     removed = ~jnp.isfinite(total(self.squares))
     if self.is_padding_example is not None:
       removed |= self.is_padding_example
 
     def rows(leaf: Any) -> Array:
-      if isinstance(leaf, Factored):
-        leaf = leaf.stacked().astype(leaf.dtype)
-      return _batch.zero_rows(removed, leaf)
+      rows = leaf.stacked() if isinstance(leaf, Factored) else leaf
+      return _batch.zero_rows(removed, rows)
 
     return jax.tree.map(rows, self.stacked, is_leaf=_is_leaf)
 

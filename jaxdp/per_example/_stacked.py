@@ -48,7 +48,7 @@ def compute(
       return one(example, key)[2]
 
     stacked = _try_again(stacked, removed, again)
-  stacked, squares = finite_rows(stacked, jnp.zeros_like(losses))
+  stacked, squares = finite_rows(stacked, jnp.zeros(losses.shape, bool))
   # A removed row was computed from zeros: its gradient is finite but not its
   # own. NaN squares say "dropped"; padding is masked by the norms anyway.
   squares = jax.tree.map(
@@ -58,32 +58,31 @@ def compute(
 
 
 def finite_rows(
-  stacked: PyTree[Float[Array, "units ..."]], others: Float[Array, " units"]
+  stacked: PyTree[Float[Array, "units ..."]], bad: Bool[Array, " units"]
 ) -> tuple[PyTree, PyTree]:
   """The gradients, zeros in rows that are not finite, and sums of squares.
 
   Args:
     stacked: gradients, one leaf at least.
-    others: sums of squares of leaves that are not here: a row that is not
-      finite there is removed here too.
+    bad: rows that are not finite in leaves that are not here.
   """
   rows: tuple[PyTree, PyTree] = jax.lax.platform_dependent(
-    stacked, others, cpu=_squares_by_row, default=_squares_by_leaf
+    stacked, bad, cpu=_squares_by_row, default=_squares_by_leaf
   )
   return rows
 
 
 def _squares_by_leaf(
-  stacked: PyTree, others: Float[Array, " units"]
+  stacked: PyTree, bad: Bool[Array, " units"]
 ) -> tuple[PyTree, PyTree]:
   """On a GPU the selection fuses into what follows."""
   squares = jax.tree.map(_grads.sum_of_squares, stacked)
-  bad = ~jnp.isfinite(_grads.total(squares) + others)
+  bad = bad | ~jnp.isfinite(_grads.total(squares))
   return jax.tree.map(lambda g: _batch.zero_rows(bad, g), stacked), squares
 
 
 def _squares_by_row(
-  stacked: PyTree, others: Float[Array, " units"]
+  stacked: PyTree, bad: Bool[Array, " units"]
 ) -> tuple[PyTree, PyTree]:
   """The same for a CPU, where writing a gradient is what takes the time.
 
@@ -99,7 +98,7 @@ def _squares_by_row(
 
   rows = jax.tree.map(lambda g: g.reshape(g.shape[0], -1), stacked)
   squares = jax.tree.map(_grads.sum_of_squares, rows)
-  todo = ~jnp.isfinite(_grads.total(squares) + others)
+  todo = bad | ~jnp.isfinite(_grads.total(squares))
   _, rows = jax.lax.while_loop(
     lambda carry: jnp.any(carry[0]), body, (todo, rows)
   )
