@@ -15,7 +15,7 @@ from jaxdp.per_example import _factored, _tied
 from jaxdp.per_example._site import Factored
 
 # On two CPU cores factors were faster at 3.7 flops a byte (a convolution of the
-# tanh CNN), and stacked gradients at 6.7 (the transformer's matrices) and more.
+# tanh CNN), stacked gradients at 6 to 11 (the transformer's, taken together).
 _FLOPS_PER_BYTE = 5
 _PASSES = 3
 
