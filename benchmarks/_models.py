@@ -25,12 +25,26 @@ class Task(NamedTuple):
   batch_size: int
 
 
+def gradient(loss_fn: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:
+  """Of the sum over a batch, ``(params, batch, mask)``, without privacy."""
+
+  def fun(params: Any, batch: Any, mask: jax.Array) -> Any:
+    losses = jax.vmap(loss_fn, in_axes=(None, 0))
+    return jax.grad(lambda p: jnp.sum(losses(p, batch) * ~mask))(params)
+
+  return fun
+
+
 def images(
-  name: str, shape: tuple[int, ...], batch_size: int, dtype: Any = jnp.float32
+  name: str,
+  shape: tuple[int, ...],
+  batch_size: int,
+  dtype: Any = jnp.float32,
+  **options: Any,
 ) -> Task:
   """A model of ``jaxdp.models`` on random images with ten classes."""
   params, apply_fn = models.create(
-    name, seed=0, num_classes=10, input_shape=shape, dtype=dtype
+    name, seed=0, num_classes=10, input_shape=shape, dtype=dtype, **options
   )
   loss_fn = models.classification_loss(apply_fn)
   return Task(loss_fn, params, _images(shape, batch_size), batch_size)
@@ -84,8 +98,12 @@ def transformer(
   length: int = 64,
   vocabulary: int = 1000,
   heads: int = 4,
+  dtype: Any = jnp.float32,
 ) -> Task:
-  """A causal language model: pre-norm blocks, learned positions, untied."""
+  """A causal language model: pre-norm blocks, learned positions, untied.
+
+  Normalisation, softmax and loss are in float32, whatever the ``dtype``.
+  """
   rng = np.random.default_rng(0)
 
   def block() -> Any:
@@ -110,44 +128,92 @@ def transformer(
   def attention(p: Any, x: jax.Array) -> jax.Array:
     qkv = _affine(p["qkv"], x).reshape(length, 3, heads, width // heads)
     q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
-    scores = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(width // heads)
-    scores = jnp.where(causal, scores, -1e9)
-    mixed = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v)
+    scores = jnp.einsum("qhd,khd->hqk", q, k).astype(jnp.float32)
+    scores = jnp.where(causal, scores / np.sqrt(width // heads), -1e9)
+    weights = jax.nn.softmax(scores).astype(dtype)
+    mixed = jnp.einsum("hqk,khd->qhd", weights, v)
     return _affine(p["out"], mixed.reshape(length, width))
 
   def loss_fn(params: Any, tokens: jax.Array) -> jax.Array:
-    x = params["embedding"][tokens[:-1]] + params["positions"]
+    x = (params["embedding"][tokens[:-1]] + params["positions"]).astype(dtype)
     for p in params["blocks"]:
       x = x + attention(p, _norm(p["norm1"], x))
       hidden = jax.nn.gelu(_affine(p["up"], _norm(p["norm2"], x)))
       x = x + _affine(p["down"], hidden)
     logits = _affine(params["head"], _norm(params["norm"], x))
-    return jnp.mean(_cross_entropy(logits, tokens[1:]))
+    return jnp.mean(_cross_entropy(logits.astype(jnp.float32), tokens[1:]))
 
   shape = (batch_size, length + 1)
   tokens = rng.integers(vocabulary, size=shape, dtype=np.int32)
   return Task(loss_fn, params, jnp.asarray(tokens), batch_size)
 
 
-TASKS: dict[str, Callable[[int], Task]] = {
-  "tanh_cnn": functools.partial(images, "tanh_cnn", (28, 28, 1)),
-  "tanh_cnn_reduce_window": tanh_cnn_reduce_window,
-  "lenet": lenet,
-  "transformer": transformer,
-  "dp_cnn": functools.partial(images, "dp_cnn", (32, 32, 3)),
-  "resnet18": functools.partial(images, "resnet18", (32, 32, 3)),
-  "wrn_16_4": functools.partial(
-    images, "wrn_16_4", (32, 32, 3), dtype=jnp.bfloat16
+class Size(NamedTuple):
+  """A model, and how many examples it steps at once."""
+
+  make: Callable[[int], Task]
+  batch_size: int
+  peer_microbatch: int  # of jax_privacy, beside the whole batch
+
+
+_IN_BFLOAT16 = {"dtype": jnp.bfloat16}
+TASKS: dict[str, Size] = {
+  "tanh_cnn": Size(functools.partial(images, "tanh_cnn", (28, 28, 1)), 256, 32),
+  "tanh_cnn_reduce_window": Size(tanh_cnn_reduce_window, 256, 32),
+  "lenet": Size(lenet, 256, 32),
+  "transformer": Size(transformer, 64, 32),
+  "vocabulary": Size(functools.partial(transformer, vocabulary=10_000), 64, 32),
+  "resnet18": Size(
+    functools.partial(images, "resnet18", (32, 32, 3)), 256, 128
   ),
-}
-BATCH_SIZES = {
-  "tanh_cnn": 256,
-  "tanh_cnn_reduce_window": 256,
-  "lenet": 256,
-  "transformer": 64,
-  "dp_cnn": 256,
-  "resnet18": 256,
-  "wrn_16_4": 1024,
+  # In bfloat16, for a GPU.
+  "dp_cnn": Size(
+    functools.partial(images, "dp_cnn", (32, 32, 3), **_IN_BFLOAT16), 256, 128
+  ),
+  "wrn_16_4": Size(
+    functools.partial(images, "wrn_16_4", (32, 32, 3), **_IN_BFLOAT16),
+    1024,
+    128,
+  ),
+  "vit": Size(
+    functools.partial(
+      images,
+      "vit_tiny",
+      (32, 32, 3),
+      width=384,
+      num_heads=6,
+      mlp_width=1536,
+      **_IN_BFLOAT16,
+    ),
+    1024,
+    128,
+  ),
+  "decoder": Size(
+    functools.partial(
+      transformer,
+      layers=12,
+      width=768,
+      length=512,
+      vocabulary=8192,
+      heads=12,
+      **_IN_BFLOAT16,
+    ),
+    64,
+    16,
+  ),
+  "long_decoder": Size(
+    functools.partial(
+      transformer,
+      layers=6,
+      width=1024,
+      length=1024,
+      vocabulary=8192,
+      heads=16,
+      **_IN_BFLOAT16,
+    ),
+    16,
+    8,
+  ),
 }
 
 
@@ -168,7 +234,7 @@ def _dense(rng: np.random.Generator, *shape: int) -> Any:
 
 
 def _affine(p: Any, x: jax.Array) -> jax.Array:
-  return x @ p["kernel"] + p["bias"]
+  return x @ p["kernel"].astype(x.dtype) + p["bias"].astype(x.dtype)
 
 
 def _norm_params(width: int) -> Any:
@@ -176,7 +242,8 @@ def _norm_params(width: int) -> Any:
 
 
 def _norm(p: Any, x: jax.Array) -> jax.Array:
-  return jax.nn.standardize(x) * p["scale"] + p["bias"]
+  y = jax.nn.standardize(x.astype(jnp.float32)) * p["scale"] + p["bias"]
+  return y.astype(x.dtype)
 
 
 def _conv(p: Any, x: jax.Array, stride: int, padding: str) -> jax.Array:

@@ -34,6 +34,7 @@ class Variant(NamedTuple):
   name: str
   call: Callable[[], Any]  # returns what to wait for
   memory: int | None = None  # bytes, of the compiled program
+  compile_seconds: float = 0.0  # tracing included
 
 
 class Timing(NamedTuple):
@@ -95,28 +96,37 @@ def compare(model: str, variants: Sequence[Variant]) -> list[dict[str, Any]]:
       "x time": timings[name].over(timings[base.name]),
       "MiB": None if memory is None else memory / 2**20,
       "x memory": memory / base.memory if memory and base.memory else None,
+      "compile s": seconds,
       "samples": timings[name].seconds.tolist(),
     }
-    for name, _, memory in variants
+    for name, _, memory, seconds in variants
   ]
 
 
 def stateful(name: str, jitted: Any, state: Any, *args: Any) -> Variant:
   """A variant of ``jitted(state, *args) -> (state, ...)``, compiled here."""
-  compiled = jitted.lower(state, *args).compile()
+  compiled, seconds = _compile(jitted, state, *args)
   box = [state]
 
   def call() -> Any:
     box[0] = compiled(box[0], *args)[0]
     return box[0]
 
-  return Variant(name, call, memory_bytes(compiled))
+  return Variant(name, call, memory_bytes(compiled), seconds)
 
 
 def stateless(name: str, jitted: Any, *args: Any) -> Variant:
   """A variant of ``jitted(*args)``, compiled here."""
+  compiled, seconds = _compile(jitted, *args)
+  return Variant(name, lambda: compiled(*args), memory_bytes(compiled), seconds)
+
+
+def _compile(jitted: Any, *args: Any) -> tuple[Any, float]:
+  """The program, and how long it took to trace and compile, uncached."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  start = time.perf_counter()
   compiled = jitted.lower(*args).compile()
-  return Variant(name, lambda: compiled(*args), memory_bytes(compiled))
+  return compiled, time.perf_counter() - start
 
 
 def memory_bytes(compiled: Any) -> int | None:

@@ -47,7 +47,7 @@ def _variant(count: int, task: _models.Task) -> _timing.Variant:
 def main(argv: list[str]) -> None:
   del argv
   size = 8 if _timing.QUICK.value else _BATCH_SIZE.value
-  task = _models.TASKS[_MODEL.value](size)
+  task = _models.TASKS[_MODEL.value].make(size)
   counts = [2**i for i in range(jax.device_count().bit_length())]
   variants = [_variant(n, task) for n in counts if n <= jax.device_count()]
   timings = _timing.interleave(variants)

@@ -76,13 +76,9 @@ _ALL: dict[str, _Sweep] = {
 
 def _variants(task: _models.Task) -> Iterator[_timing.Variant]:
   mask = jnp.zeros(task.batch_size, bool)
-
-  def plain(params: Any, batch: Any, mask: jax.Array) -> Any:
-    losses = jax.vmap(task.loss_fn, in_axes=(None, 0))
-    return jax.grad(lambda p: jnp.sum(losses(p, batch) * ~mask))(params)
-
   args = (task.params, task.batch, mask)
-  yield _timing.stateless(_BASELINE, jax.jit(plain), *args)
+  gradient = jax.jit(_models.gradient(task.loss_fn))
+  yield _timing.stateless(_BASELINE, gradient, *args)
   rule = jaxdp.clipping.flat(1.0)
   for engine in _ENGINES:
     method: Any = engine

@@ -26,12 +26,9 @@ _MODELS = flags.DEFINE_list(
   ["tanh_cnn", "tanh_cnn_reduce_window", "lenet", "transformer"],
   "Of benchmarks/_models.py.",
 )
-_METHOD = flags.DEFINE_string("method", "auto", "Engine of jaxdp.")
+_METHODS = flags.DEFINE_list("methods", ["auto"], "Engines of jaxdp.")
 _MICROBATCH = flags.DEFINE_integer(
   "microbatch_size", None, "Of jaxdp; None for the whole batch."
-)
-_PEER_MICROBATCH = flags.DEFINE_integer(
-  "peer_microbatch_size", 32, "Of jax_privacy's second variant."
 )
 _PEER = flags.DEFINE_bool("peer", True, "Run jax_privacy too.")
 
@@ -52,10 +49,12 @@ def _mechanism(batch_size: int) -> jaxdp.Mechanism:
 
 
 def _ours(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
-  mechanism = _mechanism(task.batch_size)
-  method: Any = _METHOD.value
   key = jax.random.key(0)
-  for name, chosen in ((_BASELINE, None), ("jaxdp step", mechanism)):
+  mechanism = _mechanism(task.batch_size)
+  methods: list[Any] = _METHODS.value
+  steps = [(_BASELINE, None, "auto")]
+  steps += [(f"jaxdp step, {name}", mechanism, name) for name in methods]
+  for name, chosen, method in steps:
     step = jaxdp.make_train_step(
       task.loss_fn,
       chosen,
@@ -65,14 +64,20 @@ def _ours(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
     )
     state = step.init(task.params, key)
     yield _timing.stateful(name, step.jitted, state, task.batch, mask)
-  clipped_sum = jaxdp.clipped_sum(
-    task.loss_fn, mechanism.rule, method, _MICROBATCH.value
-  )
-  fun = jax.jit(lambda *args: clipped_sum(*args)[0].grads)
-  yield _timing.stateless("jaxdp clip+sum", fun, task.params, task.batch, mask)
+  args = task.params, task.batch, mask
+  gradient = jax.jit(_models.gradient(task.loss_fn))
+  yield _timing.stateless("non-private gradient", gradient, *args)
+  for method in methods:
+    clipped_sum = jaxdp.clipped_sum(
+      task.loss_fn, mechanism.rule, method, _MICROBATCH.value
+    )
+    fun = jax.jit(lambda *args, clip=clipped_sum: clip(*args)[0].grads)
+    yield _timing.stateless(f"jaxdp clip+sum, {method}", fun, *args)
 
 
-def _peer(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
+def _peer(
+  task: _models.Task, mask: jax.Array, microbatch_size: int
+) -> Iterator[_timing.Variant]:
   """jax_privacy, as its examples put the pieces together."""
   try:
     import jax_privacy
@@ -80,7 +85,7 @@ def _peer(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
     print("jax_privacy is not installed: pip install jax-privacy. Left out.")
     return
   optimizer = optax.adam(1e-3)
-  micro = min(_PEER_MICROBATCH.value, task.batch_size // 2)
+  micro = min(microbatch_size, task.batch_size // 2)
   for suffix, size in (("", None), (f" mb={micro}", micro)):
     clipped_grad = jax_privacy.clipped_grad(
       task.loss_fn,
@@ -126,24 +131,29 @@ def _peer(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
     )
 
 
-def _variants(task: _models.Task) -> list[_timing.Variant]:
+def _variants(
+  task: _models.Task, peer_microbatch: int
+) -> list[_timing.Variant]:
   """Those that compile and run once; others say why they are left out."""
   mask = jnp.zeros(task.batch_size, bool)
   found = []
-  makers = [_ours, _peer] if _PEER.value else [_ours]
+  makers = [_ours(task, mask)]
+  if _PEER.value:
+    makers.append(_peer(task, mask, peer_microbatch))
   for maker in makers:
     try:
-      for variant in maker(task, mask):
+      for variant in maker:
         jax.block_until_ready(variant.call())
         found.append(variant)
     except jax.errors.JaxRuntimeError as error:
-      print(f"{maker.__name__}: {str(error).splitlines()[0][:200]}")
+      print(f"left out: {str(error).splitlines()[0][:200]}")
   return found
 
 
 def _rows(model: str) -> list[dict[str, Any]]:
-  size = 8 if _timing.QUICK.value else _models.BATCH_SIZES[model]
-  variants = _variants(_models.TASKS[model](size))
+  make, size, peer_microbatch = _models.TASKS[model]
+  size = 8 if _timing.QUICK.value else size
+  variants = _variants(make(size), peer_microbatch)
   return _timing.compare(f"{model} {size}", variants)
 
 

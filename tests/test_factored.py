@@ -11,6 +11,7 @@ from jax.extend import core
 import jaxdp
 from jaxdp.inner_momentum import over_iterates
 from jaxdp.per_example import _norms, _site, _tape
+from jaxdp.per_example._products import Product, Window
 from tests import toy
 from tests.units import assert_close, normal
 
@@ -543,6 +544,11 @@ def test_it_crosses_vmap():
 # Rounding.
 
 
+def product_squares(x, y):
+  window = Window.of_product(x.shape[2])
+  return _norms.product_squares(Product(*map(jnp.asarray, (x, y)), window))
+
+
 def cancelling(seed):
   """Inputs that hardly differ by position, cotangents that sum to zero."""
   rng = np.random.default_rng(seed)
@@ -556,7 +562,7 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
   x, y = cancelling(seed)
   assert _norms.choose(1, 100, 300, 300).method == "Gram"
   exact = np.square(x[0].T.astype(np.float64) @ y[0].astype(np.float64)).sum()
-  found = _norms.product_squares(*(jnp.asarray(v)[:, None] for v in (x, y)))
+  found = product_squares(x[:, None], y[:, None])
   assert float(found[0]) >= exact * (1 - 1e-6)
   grams = [v[0].astype(np.float32) @ v[0].T for v in (x, y)]
   assert abs(np.sum(grams[0] * grams[1]) / exact - 1) > 0.1  # control
@@ -569,7 +575,7 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
 def test_factors_of_any_size_have_the_norm_of_their_product(scales, positions):
   x, y = (s * rows(1, positions, 40, seed=i) for i, s in enumerate(scales))
   exact = np.einsum("ubti,ubto->ubio", *(v.astype(np.float64) for v in (x, y)))
-  found = _norms.product_squares(jnp.asarray(x), jnp.asarray(y))
+  found = product_squares(x, y)
   expected = np.linalg.norm(exact.reshape(UNITS, -1), axis=1)
   np.testing.assert_allclose(np.sqrt(found), expected, 1e-5)
 

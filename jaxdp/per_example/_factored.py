@@ -59,13 +59,18 @@ def compute(
   tape, out_shape = _tape.record(flat, leaves, *abstract)
   out_tree = jax.tree.structure(out_shape)
 
-  if is_slower is not None:
-    one = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
-      ([t.operands for t in tape.taps], [t.result for t in tape.taps]),
-    )
-    shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
-    tape = tape.without([i for i, x in shapes.items() if is_slower(x)])
+  one = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
+    ([t.operands for t in tape.taps], [t.result for t in tape.taps]),
+  )
+  shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
+  tape = tape.without(
+    [
+      i
+      for i, x in shapes.items()
+      if _tied.choice(x) is None or (is_slower is not None and is_slower(x))
+    ]
+  )
   if not tape.taps or _bare_groups(tape):
     return _stacked.compute(loss_fn, params, batch, padding, keys)
   losses, aux, found = _gradients(tape, out_tree, leaves, clean, keys)
@@ -80,13 +85,6 @@ def compute(
     bad = bad | ~jnp.isfinite(_grads.total(of_stacked))
     for i, leaf, square in zip(alone, stacked, of_stacked, strict=True):
       found[i], squares[i] = leaf, square
-  # On both factors: 0 * NaN is NaN.
-  found = [
-    jax.tree.map(lambda x: _batch.zero_rows(bad, x), leaf)
-    if isinstance(leaf, Factored)
-    else leaf
-    for leaf in found
-  ]
   squares = [
     jnp.where(nonfinite, jnp.full_like(s, jnp.nan), s) for s in squares
   ]

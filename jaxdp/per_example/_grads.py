@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _tied
+from jaxdp.per_example import _batch, _sums, _tied
 from jaxdp.per_example._site import Factored
 from jaxdp.per_example._wide import wide_type, widen
 
@@ -24,8 +24,8 @@ class PerExampleGrads:
 
   Attributes:
     stacked: a tree like the trained parameters; leaves ``[units, *shape]``, or
-      ``Factored``, all finite. The row of a unit that is padding or dropped
-      means nothing: it may be that of an all-zero example. *Sensitive.*
+      ``Factored``; stacked ones are all finite. What is there of a unit that is
+      padding or dropped means nothing. *Sensitive.*
     squares: the same tree with leaves ``[units]``: each row's sum of squares in
       float32 or wider, NaN or infinite where the unit is dropped. *Sensitive.*
     is_padding_example: bool ``[units]``, True for rows that are not real; None
@@ -99,13 +99,15 @@ class PerExampleGrads:
   ) -> PyTree[Float[Array, "..."]]:
     """Sum over units of weight times gradient, in float32 or wider.
 
-    Every row is finite, so that a weight of 0 gives exactly 0.
+    A weight of 0 gives exactly 0; so does a unit that is dropped.
     """
+    dropped = self._is_dropped[None, :]
+    weights = jnp.where(dropped, jnp.zeros_like(weights), weights)
     leaves, treedef = jax.tree.flatten(self.stacked, is_leaf=_is_leaf)
     return jax.tree.unflatten(
       treedef,
       [
-        leaf.weighted_sum(weights[group])
+        _sums.weighted_sum(leaf, weights[group])
         if isinstance(leaf, Factored)
         else _weighted_sum(leaf, weights[group])
         for leaf, group in zip(leaves, groups, strict=True)
@@ -118,15 +120,20 @@ class PerExampleGrads:
     Their types are those in which they are summed: what is kept as factors
     comes out in float32 (or wider), whatever the type of its parameter.
     """
-    removed = ~jnp.isfinite(total(self.squares))
+    removed = self._is_dropped
     if self.is_padding_example is not None:
       removed |= self.is_padding_example
 
     def rows(leaf: Any) -> Array:
-      rows = leaf.stacked() if isinstance(leaf, Factored) else leaf
-      return _batch.zero_rows(removed, rows)
+      # Before the products, some of which mix units.
+      leaf = jax.tree.map(lambda x: _batch.zero_rows(removed, x), leaf)
+      return leaf.stacked() if isinstance(leaf, Factored) else leaf
 
     return jax.tree.map(rows, self.stacked, is_leaf=_is_leaf)
+
+  @property
+  def _is_dropped(self) -> Bool[Array, " units"]:
+    return ~jnp.isfinite(total(self.squares))
 
 
 def _is_leaf(x: Any) -> bool:

@@ -33,6 +33,9 @@ def inner(eqn: Any) -> list[core.ClosedJaxpr]:
 
 def split_scan(params: dict[str, Any], x: Sequence[Any]) -> tuple[list, ...]:
   """Constants, what is carried, and what is sliced."""
+  if "ft_in" in params:  # since JAX 0.11
+    parts = params["ft_in"].update(range(len(x))).unpack()
+    return tuple([x[i] for i in part] for part in parts)
   start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
   return list(x[:start]), list(x[start:stop]), list(x[stop:])
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp.per_example import _batch
 from jaxdp.per_example._wide import wide_type, widen
 
 Params = tuple[tuple[str, Any], ...]  # of an equation, sorted by name
@@ -67,10 +68,19 @@ class Site:
     return _view(param, self.views)
 
   @property
+  def layers(self) -> tuple[int, ...]:
+    """Lengths of the axes of layers."""
+    return self._viewed_shape[: self.num_layer_axes]
+
+  @property
   def operand_shape(self) -> tuple[int, ...]:
     """That of the parameter as the equation sees it."""
+    return self._viewed_shape[self.num_layer_axes :]
+
+  @property
+  def _viewed_shape(self) -> tuple[int, ...]:
     param = jax.ShapeDtypeStruct(self.shape, self.wide)
-    return jax.eval_shape(self.view, param).shape[self.num_layer_axes :]
+    return tuple(jax.eval_shape(self.view, param).shape)
 
   def __call__(self, param: Array, inputs: tuple[Array, ...]) -> Array:
     """The equation for every layer, in ``wide``; linear in ``param``."""
@@ -119,10 +129,14 @@ class Term:
   def weighted_sum(
     self, weights: Float[Array, " units"]
   ) -> Float[Array, "..."]:
-    """One gradient, of the whole batch."""
-    y = widen(self.cotangent)
+    """One gradient, of the whole batch; a unit of weight 0 adds nothing."""
+    # On both factors: 0 * NaN is NaN.
+    inputs, y = jax.tree.map(
+      lambda x: _batch.zero_rows(weights == 0, x),
+      (self.inputs, widen(self.cotangent)),
+    )
     y *= jax.lax.broadcast_in_dim(weights.astype(y.dtype), y.shape, (0,))
-    rows = [x.reshape(-1, *x.shape[2:]) for x in (*self.inputs, y)]
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (*inputs, y)]
     return self._transposed(tuple(rows[:-1]), rows[-1])
 
   def stacked(self) -> Float[Array, "units ..."]:
@@ -156,13 +170,6 @@ class Factored:
   @property
   def dtype(self) -> Any:
     return self.terms[0].site.dtype
-
-  def weighted_sum(
-    self, weights: Float[Array, " units"]
-  ) -> Float[Array, "..."]:
-    """One gradient, of the whole batch."""
-    first, *others = (term.weighted_sum(weights) for term in self.terms)
-    return sum(others, start=first)
 
   def stacked(self) -> Float[Array, "units ..."]:
     """The products, in ``wide``."""

@@ -15,30 +15,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp.per_example import _norms
+from jaxdp.per_example import _norms, _products
 from jaxdp.per_example._site import Factored, Site, Term
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from jaxdp.per_example._wide import einsum, widen
 
 
 def squares(leaf: Factored) -> Float[Array, " units"]:
-  """Squared norm of each unit's gradient, never under-estimated by rounding."""
+  """Squared norm of each unit's gradient, never under-estimated by rounding.
+
+  Of a parameter that has a ``choice``.
+  """
   alone = len(leaf.terms) == 1
-  result = _norms.squares(leaf.terms[0]) if alone else _cross_squares(leaf)
-  return _norms.sum_squares(leaf.stacked()) if result is None else result
+  return _norms.squares(leaf.terms[0]) if alone else _cross_squares(leaf)
 
 
 def choice(leaf: Factored) -> _norms.Choice | None:
-  """How ``squares`` finds the norm; None if it makes the products whole."""
+  """How ``squares`` finds the norm; None if it does not know how."""
   if len(leaf.terms) == 1:
     return _norms.choice(leaf.terms[0])
   rows = jax.eval_shape(_all_rows, leaf)
-  return None if rows is None else _choice(rows, leaf.shape)
-
-
-def _choice(rows: list["_Rows"], shape: tuple[int, ...]) -> _norms.Choice:
+  if rows is None:
+    return None
   positions = sum(row.right.shape[1] for row in rows)
-  return _norms.choose(1, positions, *shape[1:])
+  found = _norms.choose(1, positions, *leaf.shape[1:])
+  return found if found.method == "Gram" else None
 
 
 class _Rows(NamedTuple):
@@ -73,7 +73,9 @@ def _rows(term: Term) -> _Rows | None:
   summed = contracting[site.position]
   if batch[0] or len(summed) != 1:
     return None
-  x, y = (v[:, 0] for v in _norms.dot_factors(term))
+  product = _products.of(term)
+  assert product is not None
+  x, y = (widen(v[:, 0]) for v in (product.x, product.y))
   return _Rows(x, y) if (summed[0] == 0) != turned else _Rows(y, x)
 
 
@@ -90,10 +92,9 @@ def _is_turned(site: Site) -> bool | None:
   return turned
 
 
-def _cross_squares(leaf: Factored) -> Float[Array, " units"] | None:
+def _cross_squares(leaf: Factored) -> Float[Array, " units"]:
   rows = _all_rows(leaf)
-  if rows is None or _choice(rows, leaf.shape).method != "Gram":
-    return None
+  assert rows is not None
   units = rows[0].right.shape[0]
   parts, scales = [], []
   for row in rows:
@@ -109,7 +110,7 @@ def _cross_squares(leaf: Factored) -> Float[Array, " units"] | None:
   for (a, of_a), (b, of_b) in itertools.product(
     zip(parts, scales, strict=True), repeat=2
   ):
-    right = jnp.einsum("uti,usi->uts", a.right, b.right, precision=_HIGHEST)
+    right = einsum("uti,usi->uts", a.right, b.right)
     value += of_a * of_b * jnp.sum(_lefts(a, b) * right, axis=(1, 2))
   # The most that rounding may have taken: see ``_norms``.
   bound = sum(
@@ -132,7 +133,7 @@ def _lefts(a: _Rows, b: _Rows) -> Float[Array, "units positions others"]:
     # A token outside of the table has no cotangent: any row does for it.
     tokens = jnp.clip(b.left, 0, a.left.shape[2] - 1)
     return jnp.take_along_axis(a.left, tokens[:, None, :], axis=2)
-  return jnp.einsum("uti,usi->uts", a.left, b.left, precision=_HIGHEST)
+  return einsum("uti,usi->uts", a.left, b.left)
 
 
 def _left_squares(rows: _Rows) -> Float[Array, " units"]:

@@ -1,4 +1,4 @@
-"""Narrow numbers in float32, rounded as they are."""
+"""Narrow numbers in float32, rounded as they are; sums of their products."""
 
 import jax
 import jax.numpy as jnp
@@ -27,3 +27,24 @@ def widen(x: Array) -> Array:
   rounded = jax.lax.reduce_precision(y, info.nexp, info.nmant)
   # It would flush what float16 holds below its smallest normal number.
   return jnp.where(jnp.abs(y) < float(info.smallest_normal), y, rounded)
+
+
+def multiplies_narrow(*arrays: Array) -> bool:
+  """Whether ``einsum`` multiplies these as they are.
+
+  Not on a CPU, where XLA widens them itself and may skip their rounding.
+  """
+  return jax.default_backend() != "cpu" and all(
+    x.dtype == jnp.bfloat16 for x in arrays
+  )
+
+
+def einsum(spec: str, *operands: Array) -> Array:
+  """Products exact or at the highest precision, summed in float32 or wider.
+
+  The product of two bfloat16 numbers is exact in float32.
+  """
+  if multiplies_narrow(*operands):
+    return jnp.einsum(spec, *operands, preferred_element_type=jnp.float32)
+  operands = tuple(map(widen, operands))
+  return jnp.einsum(spec, *operands, precision=jax.lax.Precision.HIGHEST)
