@@ -625,6 +625,96 @@ def test_a_norm_that_cancels_is_not_under_estimated(seed):
   assert abs(np.sum(grams[0] * grams[1]) / exact - 1) > 0.1  # control
 
 
+def hardly_differing(*shape):
+  """By the first axis: a Gram form is off by some percent, either way."""
+  return rows(1, *shape[1:], seed=11) + 1e-3 * rows(*shape)
+
+
+def summing_to_zero(*shape):
+  y = rows(*shape, seed=10)
+  return y - y.mean(1, keepdims=True)
+
+
+def conv_of_one(w, x):
+  return jax.lax.conv_general_dilated(
+    x[None], w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def product_in_time(w, x):
+  return jax.lax.scan(lambda _, x: (None, x @ w), None, x)[1]
+
+
+def both_ways(w, tokens, x):
+  """As a table, and transposed as the last layer."""
+  return w[tokens], x @ w.T
+
+
+# A function of a parameter, the parameter's shape, and by unit what else it
+# takes and the cotangent of its result.
+MANY_TOKENS = np.random.default_rng(3).integers(200, size=(UNITS, 20))
+CANCELLING = {
+  "positions": (
+    lambda w, x: x @ w, (300, 300), [hardly_differing(100, 300)],
+    summing_to_zero(100, 300),
+  ),
+  "heads": (
+    lambda w, x: jnp.einsum("thd,hde->the", x, w), (2, 60, 70),
+    [hardly_differing(20, 2, 60)], summing_to_zero(20, 2, 70),
+  ),
+  "conv": (
+    conv_of_one, (3, 3, 64, 64),
+    [hardly_differing(49, 64).reshape(UNITS, 7, 7, 64)],
+    summing_to_zero(25, 64).reshape(UNITS, 1, 5, 5, 64),
+  ),
+  "look-up": (
+    lambda w, tokens: w[tokens], (5, 30), [np.full((UNITS, 50), 3)],
+    summing_to_zero(50, 30),
+  ),
+  "in time": (
+    product_in_time, (100, 90), [hardly_differing(30, 100)],
+    summing_to_zero(30, 90),
+  ),
+  "tied": (
+    both_ways, (200, 100), [MANY_TOKENS, rows(20, 100)],
+    (
+      rows(20, 100),
+      1e-4 * rows(20, 200) - np.eye(200, dtype=np.float32)[MANY_TOKENS],
+    ),
+  ),
+}  # fmt: skip
+
+
+def test_what_cancels_is_clipped_to_the_bound():
+  """By parameter, and whole; the products are made in float64."""
+
+  def loss_fn(params, example):
+    total = 0.0
+    for name, (fun, *_) in CANCELLING.items():
+      inputs, cotangents = example[name]
+      results = fun(params[name], *inputs)
+      products = jax.tree.map(lambda z, y: jnp.sum(z * y), results, cotangents)
+      total += sum(jax.tree.leaves(products))
+    return total
+
+  params = {
+    name: np.zeros(shape, np.float32)
+    for name, (_, shape, *_) in CANCELLING.items()
+  }
+  batch = {name: rest for name, (_, _, *rest) in CANCELLING.items()}
+  grads = jax.jit(jaxdp.per_example_grads(loss_fn, "factored"))(params, batch)
+  exact, factors = norms_in_float64(grads)
+  norms = [
+    grads.norms(groups) for groups in (range(len(params)), [0] * len(params))
+  ]
+  epsilon = 2**-23
+  assert (exact < epsilon**0.5 * factors).all()  # control: within rounding
+  clip = 1e-9  # below all of them
+  weights = jaxdp.clipping.flat(clip).weights(jnp.concatenate(norms), ())
+  contributions = np.asarray(weights, np.float64) * exact
+  assert (contributions <= clip * (1 + 8 * epsilon)).all()
+
+
 @pytest.mark.parametrize(
   "scales", [(1e-25, 1e20), (1e20, 1e-25), (1e-33, 1e30)]
 )
