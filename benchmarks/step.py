@@ -30,7 +30,12 @@ _METHODS = flags.DEFINE_list("methods", ["auto"], "Engines of jaxdp.")
 _MICROBATCH = flags.DEFINE_integer(
   "microbatch_size", None, "Of jaxdp; None for the whole batch."
 )
-_PEER = flags.DEFINE_bool("peer", True, "Run jax_privacy too.")
+_PEER = flags.DEFINE_enum(
+  "peer",
+  "both",
+  ["both", "whole", "none"],
+  "jax_privacy: on the whole batch, in microbatches too, or not.",
+)
 
 _CLIP_NORM = 1.0
 _NOISE_MULTIPLIER = 1.0
@@ -52,7 +57,7 @@ def _ours(task: _models.Task, mask: jax.Array) -> Iterator[_timing.Variant]:
   key = jax.random.key(0)
   mechanism = _mechanism(task.batch_size)
   methods: list[Any] = _METHODS.value
-  steps = [(_BASELINE, None, "auto")]
+  steps: list[tuple[str, Any, Any]] = [(_BASELINE, None, "auto")]
   steps += [(f"jaxdp step, {name}", mechanism, name) for name in methods]
   for name, chosen, method in steps:
     step = jaxdp.make_train_step(
@@ -86,7 +91,9 @@ def _peer(
     return
   optimizer = optax.adam(1e-3)
   micro = min(microbatch_size, task.batch_size // 2)
-  for suffix, size in (("", None), (f" mb={micro}", micro)):
+  sizes = [None] if _PEER.value == "whole" else [None, micro]
+  for size in sizes:
+    suffix = "" if size is None else f" mb={size}"
     clipped_grad = jax_privacy.clipped_grad(
       task.loss_fn,
       l2_clip_norm=_CLIP_NORM,
@@ -138,7 +145,7 @@ def _variants(
   mask = jnp.zeros(task.batch_size, bool)
   found = []
   makers = [_ours(task, mask)]
-  if _PEER.value:
+  if _PEER.value != "none":
     makers.append(_peer(task, mask, peer_microbatch))
   for maker in makers:
     try:

@@ -169,20 +169,21 @@ def add_gaussian_noise(
   leaves, treedef = jax.tree.flatten(tree)
   scales = jax.tree.leaves(jax.tree.map(lambda _, s: s, tree, stddevs))
   keys = fold_in(key, np.arange(len(leaves)))
-
-  def noisy(i: int, x: Array, stddev: Any) -> Array:
+  # Leaves of one shape in one program: a deep model would compile for minutes.
+  alike: dict[tuple[int, ...], list[int]] = {}
+  for i, x in enumerate(leaves):
     if jnp.finfo(x.dtype).bits < 32:
       raise ValueError(
         f"Noise is added in float32 or wider, got a sum in {x.dtype}."
       )
-    noise = standard_normal(keys[:, i], x.shape)
-    scale = jnp.asarray(stddev, x.dtype)
-    return x + scale * noise.astype(x.dtype)
-
-  return jax.tree.unflatten(
-    treedef,
-    [
-      noisy(i, x, s)
-      for i, (x, s) in enumerate(zip(leaves, scales, strict=True))
-    ],
-  )
+    alike.setdefault(x.shape, []).append(i)
+  noisy = list(leaves)
+  for shape, some in alike.items():
+    noise = jax.vmap(standard_normal, in_axes=(1, None))(
+      keys[:, np.array(some)], shape
+    )
+    for i, values in zip(some, noise, strict=True):
+      x = leaves[i]
+      scale = jnp.asarray(scales[i], x.dtype)
+      noisy[i] = x + scale * values.astype(x.dtype)
+  return jax.tree.unflatten(treedef, noisy)

@@ -217,6 +217,7 @@ CASES = {
     (4, 2, 3), (2, 3, 5), (((2,), (1,)), ((1,), (0,))), True
   ),
   "conv": conv((1, 6, 6, 3), (3, 3, 3, 4)),
+  "conv, one position": conv((1, 1, 1, 5), (3, 3, 5, 4)),
   "conv, many channels": conv((1, 2, 2, 8), (3, 3, 8, 16)),
   "conv, strides": conv(
     (1, 7, 6, 3), (3, 2, 3, 4), window_strides=(2, 3), padding="VALID"
@@ -654,6 +655,10 @@ def both_ways(w, tokens, x):
 # takes and the cotangent of its result.
 MANY_TOKENS = np.random.default_rng(3).integers(200, size=(UNITS, 20))
 CANCELLING = {
+  "product": (
+    lambda w, x: x @ w, (2, 2), [hardly_differing(150, 2)],
+    summing_to_zero(150, 2),
+  ),
   "positions": (
     lambda w, x: x @ w, (300, 300), [hardly_differing(100, 300)],
     summing_to_zero(100, 300),

@@ -26,7 +26,7 @@ from tests.test_factored import (
 )
 from tests.units import assert_close, normal
 
-WIDTH, LENGTH, HEADS, VOCABULARY = 16, 6, 2, 40
+WIDTH, LENGTH, HEADS, VOCABULARY = 16, 6, 2, 60
 TOKENS = np.random.default_rng(5).integers(VOCABULARY, size=(UNITS, LENGTH + 1))
 
 

@@ -124,7 +124,7 @@ def product_squares(product: Product) -> Float[Array, " units"]:
   if method == "Gram":
     value = _guarded(_gram_of_met(Product(x, y, window)), _gram(y))
   else:
-    (x,) = Product(x, y, window).met()
+    x = jnp.concatenate(Product(x, y, window).met(), axis=3)
     norms = [jnp.sum(jnp.square(v), axis=(2, 3)) for v in (x, y)]
     value = jnp.sum(norms[0] * norms[1], axis=1)
   return value * jnp.square(of_x * of_y)
