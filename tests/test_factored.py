@@ -67,6 +67,11 @@ OUTSIDE = [[0, 9, 1, 4], [2, -7, 2, 2], [9, 9, 9, 9], [4, 0, 4, 5]]
 CONSTANT = normal(8, 3, 2)
 
 
+def one_row(params, token):
+  """A scalar index, which JAX reads as a slice; also from the end."""
+  return jnp.sum(jnp.sin(params["w"][token] * params["w"][-1 - token]))
+
+
 def views(params, x):
   w = params["w"].reshape(4, 6).T.astype(float)[None, :, :, None]
   return jnp.sum(jnp.sin(x @ jnp.squeeze(w)))
@@ -250,6 +255,9 @@ CASES = {
   "look-up": look_up("clip", TOKENS),
   "look-up outside, fill": look_up("fill", OUTSIDE),
   "look-up outside, clip": look_up("clip", OUTSIDE),
+  "look-up of one row": case(
+    one_row, {"w": normal(1, 5, 3)}, jnp.asarray([0, 2, 4, 9]), [2]
+  ),
   "views": case(views, {"w": normal(1, 24)}, rows(5, 6), [1]),
   "tied": case(tied, {"w": normal(1, 5, 3)}, jnp.asarray(TOKENS), [2]),
   "tied to a table": case(
@@ -760,6 +768,22 @@ def test_contributions_in_bfloat16_stay_within_the_bound():
       assert summed.grads["w"].dtype == jnp.float32
       norm = np.linalg.norm(np.asarray(summed.grads["w"], np.float64))
       assert 0.009 < norm <= 0.01 * (1 + 8 * 2**-23)
+
+
+def test_a_large_table_takes_no_memory_by_unit():
+  def loss_fn(params, token):
+    return jnp.sum(jnp.tanh(params["table"][token] @ params["kernel"]))
+
+  abstract = jax.ShapeDtypeStruct
+  params = {
+    "kernel": abstract((5, 2), np.float32),
+    "table": abstract((1_000_000, 5), np.float32),
+  }
+  tokens = abstract((16_000,), np.int32)
+  fn = jaxdp.clipped_sum(loss_fn, jaxdp.clipping.flat(1.0))
+  compiled = jax.jit(lambda *args: fn(*args)[0].grads).lower(params, tokens)
+  memory = compiled.compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 100 * 2**20
 
 
 # Units apart.

@@ -13,7 +13,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxdp.per_example import _factored, _tied
+from jaxdp.per_example import _factored, _look_up, _tied
 from jaxdp.per_example._site import Factored
 
 # On two CPU cores factors were faster at 3.7 flops a byte (a convolution of the
@@ -31,7 +31,7 @@ def is_slower(leaf: Factored) -> bool:
   flops_per_byte = _FLOPS_PER_BYTE
   if jax.default_backend() != "cpu":
     names = {term.site.primitive.name for term in leaf.terms}
-    if names & {"conv_general_dilated", "gather"}:
+    if names & {"conv_general_dilated", *_look_up.PRIMITIVES}:
       return False
     if all(jnp.finfo(t.cotangent.dtype).bits < 32 for t in leaf.terms):
       flops_per_byte = _NARROW_FLOPS_PER_BYTE

@@ -21,6 +21,7 @@ _POSITIONS = {
   "dot_general": (0, 1),
   "conv_general_dilated": (1,),
   "gather": (0,),
+  "dynamic_slice": (0,),
 }
 _VIEWS = frozenset(
   {

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jaxdp.per_example import _kernel, _products
+from jaxdp.per_example import _kernel, _look_up, _products
 from jaxdp.per_example._products import Product
 from jaxdp.per_example._site import Term
 from jaxdp.per_example._wide import (
@@ -65,7 +65,7 @@ def squares(term: Term) -> Float[Array, " units"]:
   Of a term that has a ``choice``.
   """
   by_layer = _products.by_layer(term)
-  if term.site.primitive.name == "gather":
+  if term.site.primitive.name in _look_up.PRIMITIVES:
     result = _look_up_squares(by_layer)
   else:
     product = _products.of(by_layer)
@@ -77,8 +77,8 @@ def squares(term: Term) -> Float[Array, " units"]:
 def choice(term: Term) -> Choice | None:
   """How ``squares`` finds the norm; None if it does not know how."""
   by_layer = jax.eval_shape(_products.by_layer, term)
-  if term.site.primitive.name == "gather":
-    found = jax.eval_shape(look_up, by_layer)
+  if term.site.primitive.name in _look_up.PRIMITIVES:
+    found = jax.eval_shape(_look_up.rows_taken, by_layer)
     if found is None:
       return None
     tokens, y = found
@@ -224,39 +224,9 @@ def _guarded(
   return jnp.maximum(value, 0) + bound
 
 
-def look_up(
-  term: Term,
-) -> tuple[Int[Array, "units tokens"], Float[Array, "units tokens row"]] | None:
-  """Which rows of a table were taken, and their cotangents; None if others."""
-  site = term.site
-  params = dict(site.params)
-  numbers = params["dimension_numbers"]
-  (indices,), y = term.inputs, widen(term.cotangent)
-  table = site.operand_shape
-  simple = (
-    numbers.collapsed_slice_dims == (0,)
-    and numbers.start_index_map == (0,)
-    and not numbers.operand_batching_dims
-    and tuple(params["slice_sizes"]) == (1, *table[1:])
-    and tuple(numbers.offset_dims)
-    == tuple(range(y.ndim - len(table) - 1, y.ndim - 2))
-  )
-  if not simple:
-    return None
-  units = y.shape[0]
-  tokens = indices.reshape(units, -1)
-  y = y.reshape(units, tokens.shape[1], -1)
-  last = table[0] - 1
-  there = (tokens >= 0) & (tokens <= last)
-  if params["mode"] == jax.lax.GatherScatterMode.CLIP:
-    tokens, there = jnp.clip(tokens, 0, last), jnp.ones_like(there)
-  # A token outside of the table has no row, and no gradient.
-  return tokens, jnp.where(there[..., None], y, jnp.zeros_like(y))
-
-
 def _look_up_squares(term: Term) -> Float[Array, " units"]:
   """Rows of a table: tokens that are equal share a row of the gradient."""
-  found = look_up(term)
+  found = _look_up.rows_taken(term)
   assert found is not None
   tokens, y = found
   gram = einsum("uti,usi->uts", y, y)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp.per_example import _norms, _products
+from jaxdp.per_example import _look_up, _norms, _products
 from jaxdp.per_example._site import Factored, Site, Term
 from jaxdp.per_example._wide import einsum, widen
 
@@ -64,8 +64,8 @@ def _rows(term: Term) -> _Rows | None:
   turned = _is_turned(site)
   if turned is None or len(site.operand_shape) != 2:
     return None
-  if site.primitive.name == "gather":
-    found = None if turned else _norms.look_up(term)
+  if site.primitive.name in _look_up.PRIMITIVES:
+    found = None if turned else _look_up.rows_taken(term)
     return None if found is None else _Rows(*found)
   if site.primitive.name != "dot_general":
     return None
