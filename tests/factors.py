@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp.per_example import _look_up
 from jaxdp.per_example._site import Factored
 
 
@@ -69,8 +70,8 @@ def _of_factors(leaf):
 
 
 def _of_inputs(term):
-  (x,), site = term.inputs, term.site
-  if site.primitive.name == "gather":  # a one-hot matrix
+  x, site = term.inputs[0], term.site
+  if site.primitive.name in _look_up.PRIMITIVES:  # a one-hot matrix
     return np.full(len(x), x[0].size ** 0.5)
   places = 1  # of a kernel; each meets an input at most once
   if site.primitive.name == "conv_general_dilated":
