@@ -731,9 +731,9 @@ def test_what_cancels_is_clipped_to_the_bound():
 @pytest.mark.parametrize(
   "scales", [(1e-25, 1e20), (1e20, 1e-25), (1e-33, 1e30)]
 )
-@pytest.mark.parametrize("positions", [1, 2])
-def test_factors_of_any_size_have_the_norm_of_their_product(scales, positions):
-  x, y = (s * rows(1, positions, 40, seed=i) for i, s in enumerate(scales))
+@pytest.mark.parametrize("shape", [(1, 1, 40), (1, 2, 40), (1, 9, 3)])
+def test_factors_of_any_size_have_the_norm_of_their_product(scales, shape):
+  x, y = (s * rows(*shape, seed=i) for i, s in enumerate(scales))
   exact = np.einsum("ubti,ubto->ubio", *(v.astype(np.float64) for v in (x, y)))
   found = product_squares(x, y)
   expected = np.linalg.norm(exact.reshape(UNITS, -1), axis=1)

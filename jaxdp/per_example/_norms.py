@@ -3,8 +3,8 @@
 With inputs X ``[T, k]`` and cotangents Y ``[T, o]`` of one unit,
 ``|| X' Y ||^2 = sum_ts (X X')_ts (Y Y')_ts``: T^2 (k + o) multiplications in
 place of T k o. A Gram form can cancel, and a norm that is too small lets a unit
-in that was not clipped; so the rounding bound is added to it. With T = 1 there
-is nothing to cancel, and no bound.
+in that was not clipped; so the rounding bound is added to it, and a smaller one
+to the norm of a product made. With T = 1 there is nothing to cancel.
 """
 
 import math
@@ -147,12 +147,22 @@ def _with_rounding(
   The sum of the batch adds the positions in another order, and may be larger
   than the norm says by as much.
   """
-  of_x, of_y = (sum_squares(widen(v)) for v in (product.x, product.y))
   # Each input is met at most once by every place of the kernel.
-  size = jnp.sqrt(product.window.places * of_x) * jnp.sqrt(of_y)
+  size = math.sqrt(product.window.places) * _norm(product.x) * _norm(product.y)
   steps = 2 * math.sqrt(product.window.positions)
   bound = float(jnp.finfo(value.dtype).eps) * steps * size
   return jnp.square(jnp.sqrt(value) + bound)
+
+
+def _norm(x: Float[Array, "units ..."]) -> Float[Array, " units"]:
+  """Of entries of any size, in one pass."""
+  x = widen(x)
+  small, middle, large = (
+    jnp.sqrt(sum_squares(x * factor)) / factor
+    for factor in (2.0**64, 1.0, 2.0**-64)
+  )
+  norm = jnp.where(jnp.isfinite(middle), middle, large)
+  return jnp.where(jnp.isfinite(small), small, norm)
 
 
 def _gram_of_met(product: Product) -> Float[Array, "units groups t t"]:
