@@ -113,7 +113,7 @@ def _fit(
 
 def main(argv: list[str]) -> None:
   del argv
-  _timing.quiet()
+  _timing.prepare()
   data = _dataset()
   params = {"w": jnp.zeros(_DIM), "b": jnp.zeros(())}
   mechanism = jaxdp.Mechanism(

@@ -17,7 +17,7 @@ from benchmarks import _timing
 
 def main(argv: list[str]) -> None:
   del argv
-  _timing.quiet()
+  _timing.prepare()
   key = jax.random.key(0)
   rows: list[dict[str, Any]] = []
   sizes = (1000,) if _timing.QUICK.value else (26_010, 550_570, 10_000_000)

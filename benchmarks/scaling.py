@@ -144,7 +144,7 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
   del argv
-  _timing.quiet()
+  _timing.prepare()
   rows: list[dict[str, Any]] = []
   for sweep in _SWEEPS.value:
     rows += _rows(sweep)

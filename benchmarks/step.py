@@ -166,7 +166,7 @@ def _rows(model: str) -> list[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
   del argv
-  _timing.quiet()
+  _timing.prepare()
   rows: list[dict[str, Any]] = []
   for model in _MODELS.value:
     rows += _rows(model)

@@ -24,7 +24,7 @@ _MICROBATCH = flags.DEFINE_integer("microbatch_size", None, "None for all.")
 
 
 def main(_: list[str]) -> None:
-  _timing.quiet()
+  _timing.prepare()
   batch_size = 4 if _timing.QUICK.value else _BATCH.value
   task = _models.images("dp_cnn", (32, 32, 3), batch_size)
   mechanism = jaxdp.Mechanism(
