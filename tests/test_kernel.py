@@ -1,5 +1,6 @@
 """The GPU kernels against JAX's own gradients; interpreted where no GPU is."""
 
+import functools
 import itertools
 
 import jax
@@ -77,8 +78,11 @@ FAST_CASES = [
   (name, jnp.bfloat16)
   for name in ("3x3", "ragged features", "strides", "heads")
 ]
-CASES = {name: (lambda name=name: convolution(name)) for name in CONVOLUTIONS}
-CASES |= {"heads": heads, "layers": layers}
+CASES = {
+  **{name: functools.partial(convolution, name) for name in CONVOLUTIONS},
+  "heads": heads,
+  "layers": layers,
+}
 
 
 def term_of(loss_fn, kernel, batch):
