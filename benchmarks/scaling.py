@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import jaxdp
 from benchmarks import _models, _timing
@@ -118,23 +119,25 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
   )
   panels = figure.subplots(2, len(sweeps), squeeze=False, sharex="col")
   for column, sweep in zip(panels.T, sweeps, strict=True):
-    for axes, measure in zip(
-      column, ("us/example", "KiB/example"), strict=True
-    ):
+    for axes, measure in zip(column, ("x time", "KiB/example"), strict=True):
       mine = [r for r in rows if r["sweep"] == sweep and r.get(measure)]
       for i, variant in enumerate(dict.fromkeys(r["variant"] for r in mine)):
         points = [
           (r["value"], r[measure]) for r in mine if r["variant"] == variant
         ]
         x, y = zip(*points, strict=True)
-        axes.loglog(x, y, marker="os^Dv"[i], ms=4, label=variant)
+        axes.plot(x, y, marker="os^Dv"[i], ms=4, label=variant)
+      axes.set_xscale("log")
+      if measure != "x time":
+        axes.set_yscale("log")
       values = sorted({r["value"] for r in mine})
       axes.set_xticks(values, list(map(str, values)))
       axes.set_xticks([], minor=True)
+      axes.yaxis.set_minor_formatter(NullFormatter())
       axes.grid(alpha=0.3)
       axes.spines[["top", "right"]].set_visible(False)
     column[0].set_title(sweep, fontsize=10)
-  panels[0, 0].set_ylabel("µs an example")
+  panels[0, 0].set_ylabel("time over non-private")
   panels[1, 0].set_ylabel("KiB an example")
   panels[0, -1].legend(
     fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
