@@ -181,8 +181,8 @@ def add_gaussian_noise(
   """
   leaves, treedef = jax.tree.flatten(tree)
   scales = jax.tree.leaves(jax.tree.map(lambda _, s: s, tree, stddevs))
-  ends = list(itertools.accumulate(x.size for x in leaves))
-  noise = _many(key, ends[-1])
+  sizes = [x.size for x in leaves]
+  noise = _many(key, sum(sizes))
 
   def noisy(x: Array, scale: Any, end: int) -> Array:
     if jnp.finfo(x.dtype).bits < 32:
@@ -192,4 +192,6 @@ def add_gaussian_noise(
     values = jax.lax.slice_in_dim(noise, end - x.size, end).reshape(x.shape)
     return x + jnp.asarray(scale, x.dtype) * values.astype(x.dtype)
 
-  return jax.tree.unflatten(treedef, list(map(noisy, leaves, scales, ends)))
+  return jax.tree.unflatten(
+    treedef, list(map(noisy, leaves, scales, itertools.accumulate(sizes)))
+  )

@@ -319,3 +319,7 @@ def test_what_is_not_one_key_is_refused():
 def test_raw_key_data_is_taken_as_it_is():
   words = jnp.array([1, 2], jnp.uint32)
   np.testing.assert_array_equal(noise.key_data(words), words)
+
+
+def test_a_tree_without_leaves_gets_no_noise():
+  assert noise.add_gaussian_noise(KEY, {"a": ()}, {"a": ()}) == {"a": ()}
