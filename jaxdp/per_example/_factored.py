@@ -30,7 +30,7 @@ def compute(
   is_padding_example: Bool[Array, " units"] | None,
   keys: Array | None,
   *,
-  is_slower: Callable[[Factored], bool] | None = None,
+  is_slower: Callable[[Factored], bool] = lambda _: False,
 ) -> tuple[Float[Array, " units"], Any, _grads.PerExampleGrads]:
   """Losses, auxiliary outputs and gradients of every unit of a batch.
 
@@ -40,8 +40,8 @@ def compute(
     batch: leaves ``[units, ...]``.
     is_padding_example: which are no units.
     keys: one for each unit.
-    is_slower: asked about the shapes of every parameter that has sites; True
-      stacks its gradients all the same.
+    is_slower: asked about the shapes of every parameter whose norm has a
+      ``choice``; True stacks its gradients all the same.
   """
   trained, frozen = params
   leaves, treedef = jax.tree.flatten(trained)
@@ -65,11 +65,7 @@ def compute(
   )
   shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
   tape = tape.without(
-    [
-      i
-      for i, x in shapes.items()
-      if _tied.choice(x) is None or (is_slower is not None and is_slower(x))
-    ]
+    [i for i, x in shapes.items() if _tied.choice(x) is None or is_slower(x)]
   )
   if not tape.taps or _bare_groups(tape):
     return _stacked.compute(loss_fn, params, batch, padding, keys)
