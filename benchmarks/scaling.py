@@ -26,6 +26,9 @@ from benchmarks import _models, _timing
 _SWEEPS = flags.DEFINE_list(
   "sweeps", ["batch", "tokens", "width", "kernel", "vocabulary"], "Which."
 )
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 16, "Sequences of a batch, and half its images."
+)
 _ENGINES = ("auto", "factored", "stacked")
 _BASELINE = "non-private"
 
@@ -53,24 +56,25 @@ def _convolution(size: int, batch_size: int) -> _models.Task:
   return _models.Task(loss_fn, params, batch, batch_size)
 
 
+def _transformer(**size: int) -> _models.Task:
+  return _models.transformer(_BATCH_SIZE.value, layers=1, **size)
+
+
 _Sweep = tuple[tuple[int, ...], Callable[[int], _models.Task]]
 _ALL: dict[str, _Sweep] = {
   "batch": (
     (16, 64, 256, 1024),
     functools.partial(_models.images, "tanh_cnn", (28, 28, 1)),
   ),
-  "tokens": (
-    (16, 64, 256),
-    lambda n: _models.transformer(16, layers=1, length=n),
+  "tokens": ((16, 64, 256, 1024), lambda n: _transformer(length=n)),
+  "width": ((32, 128, 512, 2048), lambda n: _transformer(width=n)),
+  "kernel": (
+    (1, 3, 5, 7),
+    lambda n: _convolution(n, 2 * _BATCH_SIZE.value),
   ),
-  "width": (
-    (32, 128, 512),
-    lambda n: _models.transformer(16, layers=1, width=n),
-  ),
-  "kernel": ((1, 3, 5, 7), lambda n: _convolution(n, 32)),
   "vocabulary": (
-    (100, 1000, 10_000),
-    lambda n: _models.transformer(16, layers=1, vocabulary=n),
+    (100, 1000, 10_000, 100_000),
+    lambda n: _transformer(vocabulary=n),
   ),
 }
 
