@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator
 
 import jaxdp
 from benchmarks import _models, _timing
@@ -134,10 +134,12 @@ def _draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
       axes.set_xscale("log")
       if measure != "x time":
         axes.set_yscale("log")
-      values = sorted({r["value"] for r in mine})
-      axes.set_xticks(values, list(map(str, values)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_yticks([], minor=True)
+      axes.set_xticks(sorted({r["value"] for r in mine}))
+      axes.xaxis.set_major_formatter(EngFormatter(sep="", places=0))
       axes.set_xticks([], minor=True)
-      axes.yaxis.set_minor_formatter(NullFormatter())
       axes.grid(alpha=0.3)
       axes.spines[["top", "right"]].set_visible(False)
     column[0].set_title(sweep, fontsize=10)
