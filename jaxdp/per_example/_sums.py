@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdp.per_example import _kernel, _products
 from jaxdp.per_example._products import Product
@@ -10,26 +10,42 @@ from jaxdp.per_example._site import Factored, Term
 
 
 def weighted_sum(
-  leaf: Factored, weights: Float[Array, " units"]
+  leaf: Factored,
+  weights: Float[Array, " units"],
+  is_dropped: Bool[Array, " units"],
 ) -> Float[Array, "..."]:
-  """One gradient, of the whole batch, in float32 or wider."""
-  first, *others = (_of_term(term, weights) for term in leaf.terms)
+  """One gradient, of the whole batch, in float32 or wider.
+
+  Args:
+    leaf: finite, but for units that are dropped.
+    weights: 0 for those.
+    is_dropped: which they are.
+  """
+  first, *others = (
+    _of_term(term, weights, is_dropped) for term in leaf.terms
+  )
   return sum(others, start=first)
 
 
-def _of_term(term: Term, weights: Float[Array, " units"]) -> Array:
+def _of_term(
+  term: Term,
+  weights: Float[Array, " units"],
+  is_dropped: Bool[Array, " units"],
+) -> Array:
   product = _by_unit(term)
   if product is None or not _kernel.suits(product):
-    return term.weighted_sum(weights)
+    return term.weighted_sum(weights, is_dropped)
 
-  def kernel(term: Term, weights: Array) -> Array:
+  def kernel(term: Term, weights: Array, is_dropped: Array) -> Array:
+    del is_dropped  # the weight says so
     product = _by_unit(term)
     assert product is not None
     return _products.gradient(
       term.site, _kernel.weighted_sum(product, weights.astype(jnp.float32))
     )
 
-  return _kernel.on_gpu(kernel, Term.weighted_sum, term, weights)
+  portable = Term.weighted_sum
+  return _kernel.on_gpu(kernel, portable, term, weights, is_dropped)
 
 
 def _by_unit(term: Term) -> Product | None:
