@@ -56,29 +56,32 @@ def zero_rows(mask: Bool[Array, " units"], x: Array) -> Array:
 
 
 def zero_few_rows(mask: Bool[Array, " units"], tree: PyTree) -> PyTree:
-  """The same for rows that an ordinary batch has none of, by platform.
+  """The same for rows that an ordinary step has none of.
 
-  On a GPU the selection fuses into what follows. On a CPU that is what makes
-  it slow: a mask or a transposition is computed anew for every entry. There,
-  rows are zeroed one a turn of a loop that an ordinary step never enters, and
-  that no computation moves through.
+  On a GPU the selection fuses into what reads the rows. On a CPU it would be
+  made again for every entry read, with all that the mask is computed from.
   """
-
-  def by_turn(mask: Array, tree: PyTree) -> PyTree:
-    def body(carry: tuple) -> tuple:
-      todo, tree = carry
-      row = jnp.arange(todo.shape[0]) == jnp.argmax(todo)
-      return todo & ~row, jax.tree.map(lambda x: zero_rows(row, x), tree)
-
-    return jax.lax.while_loop(lambda c: jnp.any(c[0]), body, (mask, tree))[1]
-
-  def at_once(mask: Array, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: zero_rows(mask, x), tree)
-
   result: PyTree = jax.lax.platform_dependent(
-    mask, tree, cpu=by_turn, default=at_once
+    mask, tree, cpu=zero_rows_in_turn, default=_zero_rows_at_once
   )
   return result
+
+
+def zero_rows_in_turn(mask: Bool[Array, " units"], tree: PyTree) -> PyTree:
+  """One row a turn: an ordinary step has no turn, and XLA fuses no loop."""
+
+  def body(carry: tuple) -> tuple:
+    todo, tree = carry
+    row = jnp.arange(todo.shape[0]) == jnp.argmax(todo)
+    return todo & ~row, _zero_rows_at_once(row, tree)
+
+  return jax.lax.while_loop(
+    lambda carry: jnp.any(carry[0]), body, (mask, tree)
+  )[1]
+
+
+def _zero_rows_at_once(mask: Bool[Array, " units"], tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: zero_rows(mask, x), tree)
 
 
 def has_nonfinite_input(batch: PyTree) -> Bool[Array, " units"]:
