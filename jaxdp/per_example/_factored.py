@@ -19,14 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import (
-  _batch,
-  _grads,
-  _stacked,
-  _sums,
-  _tape,
-  _tied,
-)
+from jaxdp.per_example import _batch, _grads, _stacked, _sums, _tape, _tied
 from jaxdp.per_example._site import Factored, Term
 
 

@@ -1,4 +1,4 @@
-"""Weighted sums over units of gradients that are kept as factors."""
+"""Weighted sums and stacks of gradients that are kept as factors."""
 
 import jax
 import jax.numpy as jnp
