@@ -10,7 +10,14 @@ from jax.extend import core
 
 import jaxdp
 from jaxdp.inner_momentum import over_iterates
-from jaxdp.per_example import _norms, _site, _tape
+from jaxdp.per_example import (
+  _auto,
+  _batch,
+  _norms,
+  _products,
+  _site,
+  _tape,
+)
 from jaxdp.per_example._products import Product, Window
 from tests import toy
 from tests.factors import float64, in_type, norms_in_float64
@@ -456,6 +463,22 @@ def test_auto_takes_what_is_faster_and_agrees(name):
   assert_close(auto, stacked, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "name", [name for name in CASES if name.startswith("conv")]
+)
+def test_convolutions_are_stacked_as_products(name, monkeypatch):
+  """On a CPU, where XLA's own gradients of them would be slow."""
+  monkeypatch.setattr(_auto, "_MADE_FLOPS_PER_BYTE", 0)
+  monkeypatch.setattr(_products, "_MOST_MET", 3000)  # some units at a time
+  monkeypatch.setattr(_site.Term, "stacked", None)
+  loss_fn, params, batch, _ = CASES[name]
+  stacked, auto = (
+    outcome(method, loss_fn, params, batch, MASK)[0]
+    for method in ("stacked", "auto")
+  )
+  assert_close(auto, stacked, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_sites_are_found(name):
   loss_fn, params, batch, expected = CASES[name]
@@ -800,6 +823,8 @@ def test_a_large_table_takes_no_memory_by_unit():
     ("factored", "tied"),
     ("factored", "scan over layers"),
     ("auto", "mlp"),
+    ("auto", "conv"),
+    ("auto", "conv, groups"),
   ],
 )
 def test_a_unit_that_is_not_finite_changes_no_other(method, name, bad):
@@ -824,6 +849,13 @@ def test_a_unit_that_is_not_finite_changes_no_other(method, name, bad):
     others = np.array([0, 1, 3])
     np.testing.assert_array_equal(leaf[others], old[others])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(summed))
+
+
+def test_any_number_of_rows_are_zeroed():
+  x = normal(0, 2, UNITS, 3)
+  mask = np.array([[True, False, True, True], [False] * UNITS])
+  found = jax.jit(jax.vmap(_batch.zero_few_rows))(mask, {"x": x})
+  np.testing.assert_array_equal(found["x"], np.where(mask[:, :, None], 0, x))
 
 
 def test_a_site_is_linear_in_its_parameter():

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxdp.per_example import _batch, _grads, _stacked, _tape, _tied
+from jaxdp.per_example import _batch, _grads, _stacked, _sums, _tape, _tied
 from jaxdp.per_example._site import Factored, Term
 
 
@@ -64,17 +64,23 @@ def compute(
     ([t.operands for t in tape.taps], [t.result for t in tape.taps]),
   )
   shapes = jax.eval_shape(functools.partial(_factors, tape), *one)
-  tape = tape.without(
-    [i for i, x in shapes.items() if _tied.choice(x) is None or is_slower(x)]
-  )
+  slower = {
+    i for i, x in shapes.items() if _tied.choice(x) is None or is_slower(x)
+  }
+  made = {i for i in slower if _sums.makes(shapes[i])}
+  tape = tape.without(slower - made)
   if not tape.taps or _bare_groups(tape):
     return _stacked.compute(loss_fn, params, batch, padding, keys)
   losses, aux, found = _gradients(tape, out_tree, leaves, clean, keys)
+  for i in made:
+    found[i] = _sums.stacked(found[i])
   squares: list[Any] = [
     _tied.squares(leaf) if isinstance(leaf, Factored) else None
     for leaf in found
   ]
-  bad = ~jnp.isfinite(_grads.total(squares))
+  bad = jnp.zeros_like(nonfinite)
+  if jax.tree.leaves(squares):
+    bad = ~jnp.isfinite(_grads.total(squares))
   alone = [i for i, leaf in enumerate(found) if not isinstance(leaf, Factored)]
   if alone:
     stacked, of_stacked = _stacked.finite_rows([found[i] for i in alone], bad)

@@ -101,13 +101,13 @@ class PerExampleGrads:
 
     A weight of 0 gives exactly 0; so does a unit that is dropped.
     """
-    dropped = self._is_dropped[None, :]
-    weights = jnp.where(dropped, jnp.zeros_like(weights), weights)
+    dropped = self._is_dropped
+    weights = jnp.where(dropped[None, :], jnp.zeros_like(weights), weights)
     leaves, treedef = jax.tree.flatten(self.stacked, is_leaf=_is_leaf)
     return jax.tree.unflatten(
       treedef,
       [
-        _sums.weighted_sum(leaf, weights[group])
+        _sums.weighted_sum(leaf, weights[group], dropped)
         if isinstance(leaf, Factored)
         else _weighted_sum(leaf, weights[group])
         for leaf, group in zip(leaves, groups, strict=True)

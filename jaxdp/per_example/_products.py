@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdp.per_example._site import Site, Term
+from jaxdp.per_example._wide import einsum
+
+# Copied together at a time, so that they stay in a processor's cache.
+_MOST_MET = 2**19
 
 
 class Window(NamedTuple):
@@ -65,20 +69,8 @@ class Product:
     window = self.window
     if window == Window.of_product(window.positions):
       return [self.x]
-    units, groups, _, features = self.x.shape
-    x = self.x.reshape(units, groups, *window.inputs, features)
-    last = [
-      (n - 1) * stride + (size - 1) * dilation + 1 - padding
-      for n, size, stride, dilation, padding in zip(*window[1:], strict=True)
-    ]
-    widths = [
-      (padding, stop - n, 0)
-      for padding, stop, n in zip(
-        window.padding, last, window.inputs, strict=True
-      )
-    ]
-    none = (0, 0, 0)
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [none, none, *widths, none])
+    x = self._padded()
+    units, groups, *_, features = x.shape
 
     def at(place: tuple[int, ...]) -> Array:
       start = [s * d for s, d in zip(place, window.dilation, strict=True)]
@@ -99,6 +91,47 @@ class Product:
     return [
       at(place) for place in itertools.product(*map(range, window.kernel))
     ]
+
+  def made(self) -> Float[Array, "units groups places k o"]:
+    """X' Y of every unit.
+
+    The inputs met are copied together, axis by axis: a slice for each place of
+    an axis is fewer than one for each of the kernel.
+    """
+    window = self.window
+    x = jnp.moveaxis(self._padded(), -1, 2)
+    for axis in reversed(range(len(window.kernel))):
+      size, stride = window.outputs[axis], window.strides[axis]
+      starts = [s * window.dilation[axis] for s in range(window.kernel[axis])]
+      pieces = [
+        jax.lax.slice_in_dim(
+          x, start, start + (size - 1) * stride + 1, stride, 3 + axis
+        )
+        for start in starts
+      ]
+      x = jnp.concatenate(pieces, axis=2)
+    x = x.reshape(*x.shape[:3], -1)
+    made = einsum("ugit,ugto->ugio", x, self.y)
+    units, groups, _, features = self.x.shape
+    return made.reshape(units, groups, window.places, features, -1)
+
+  def _padded(self) -> Float[Array, "units groups *inputs k"]:
+    """The inputs with those zeros that some place meets, and no more."""
+    window = self.window
+    units, groups, _, features = self.x.shape
+    x = self.x.reshape(units, groups, *window.inputs, features)
+    last = [
+      (n - 1) * stride + (size - 1) * dilation + 1 - padding
+      for n, size, stride, dilation, padding in zip(*window[1:], strict=True)
+    ]
+    widths = [
+      (padding, stop - n, 0)
+      for padding, stop, n in zip(
+        window.padding, last, window.inputs, strict=True
+      )
+    ]
+    none = (0, 0, 0)
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [none, none, *widths, none])
 
 
 def by_layer(term: Term) -> Term:
@@ -126,6 +159,36 @@ def of(term: Term) -> Product | None:
   if name == "conv_general_dilated":
     return _of_convolution(term)
   return None
+
+
+def by_unit(term: Term) -> Product | None:
+  """The term's products, with its layers among the groups."""
+  product = of(by_layer(term))
+  if product is None:
+    return None
+  units = term.cotangent.shape[0]
+
+  def one(x: Array) -> Array:
+    return x.reshape(units, -1, *x.shape[2:])
+
+  return jax.tree.map(one, product)
+
+
+def stacked(term: Term) -> Float[Array, "units ..."]:
+  """``term.stacked()``, of a term that is products, a few units at a time."""
+  product = by_unit(term)
+  assert product is not None
+  _, groups, _, features = product.x.shape
+  window = product.window
+  met = groups * features * window.places * window.positions
+
+  def one(product: Product) -> Array:
+    (made,) = jax.tree.map(lambda x: x[None], product).made()
+    return gradient(term.site, made)
+
+  result: Array
+  result = jax.lax.map(one, product, batch_size=max(1, _MOST_MET // met))
+  return result
 
 
 def _of_dot_general(term: Term) -> Product:

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdp.per_example import _batch
 from jaxdp.per_example._wide import wide_type, widen
@@ -127,13 +127,12 @@ class Term:
   site: Site = dataclasses.field(metadata={"static": True})
 
   def weighted_sum(
-    self, weights: Float[Array, " units"]
+    self, weights: Float[Array, " units"], is_dropped: Bool[Array, " units"]
   ) -> Float[Array, "..."]:
-    """One gradient, of the whole batch; a unit of weight 0 adds nothing."""
+    """One gradient, of the whole batch; a dropped unit adds nothing."""
     # On both factors: 0 * NaN is NaN.
-    inputs, y = jax.tree.map(
-      lambda x: _batch.zero_rows(weights == 0, x),
-      (self.inputs, widen(self.cotangent)),
+    inputs, y, weights = _batch.zero_few_rows(
+      is_dropped, (self.inputs, widen(self.cotangent), weights)
     )
     y *= jax.lax.broadcast_in_dim(weights.astype(y.dtype), y.shape, (0,))
     rows = [x.reshape(-1, *x.shape[2:]) for x in (*inputs, y)]

@@ -87,21 +87,12 @@ def _squares_by_row(
   """The same for a CPU, where writing a gradient is what takes the time.
 
   Norms and sum read flat rows, or XLA would write a gradient once for each of
-  the two shapes. Rows are zeroed one a turn: an ordinary step has no turn.
+  the two shapes.
   """
-
-  def body(carry: tuple) -> tuple:
-    todo, rows = carry
-    row = jnp.arange(todo.shape[0]) == jnp.argmax(todo)
-    rows = jax.tree.map(lambda g: _batch.zero_rows(row, g), rows)
-    return todo & ~row, rows
-
   rows = jax.tree.map(lambda g: g.reshape(g.shape[0], -1), stacked)
   squares = jax.tree.map(_grads.sum_of_squares, rows)
-  todo = bad | ~jnp.isfinite(_grads.total(squares))
-  _, rows = jax.lax.while_loop(
-    lambda carry: jnp.any(carry[0]), body, (todo, rows)
-  )
+  bad = bad | ~jnp.isfinite(_grads.total(squares))
+  rows = _batch.zero_rows_in_turn(bad, rows)
   return jax.tree.map(lambda r, g: r.reshape(g.shape), rows, stacked), squares
 
 
