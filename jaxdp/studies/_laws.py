@@ -66,8 +66,8 @@ class Factor:
       np.floor(u * self.size).astype(int), self.size - 1
     )
 
-  def quantile(self, values: np.ndarray) -> np.ndarray:
-    """The probability of at most this value."""
+  def quantile(self, values: np.ndarray, below: bool = False) -> np.ndarray:
+    """The probability of at most this value, or (``below``) of less."""
     x = np.asarray(values, float)
     if self.scale == "log":
       x = np.maximum(x, np.finfo(float).tiny)
@@ -75,7 +75,9 @@ class Factor:
     elif self.step is None:
       u = (x - self.low) / (self.high - self.low)
     else:
-      u = (np.floor((x - self.low) / self.step + 1e-9) + 1) / self.size
+      place = (x - self.low) / self.step
+      count = np.ceil(place - 1e-9) if below else np.floor(place + 1e-9) + 1
+      u = count / self.size
     return np.clip(u, 0.0, 1.0)
 
   @property
@@ -123,6 +125,7 @@ class Sample:
     index = np.floor(np.asarray(quantiles, float) * size).astype(int)
     return np.asarray(self.values)[np.minimum(index, size - 1)]
 
-  def quantile(self, values: np.ndarray) -> np.ndarray:
-    """The share of values that are at most this."""
-    return np.searchsorted(self.values, values, "right") / len(self.values)
+  def quantile(self, values: np.ndarray, below: bool = False) -> np.ndarray:
+    """The share of values that are at most this, or (``below``) less."""
+    side = "left" if below else "right"
+    return np.searchsorted(self.values, values, side) / len(self.values)

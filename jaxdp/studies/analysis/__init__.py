@@ -1,0 +1,2 @@
+"""Analyses."""
+from jaxdp.studies.analysis._fanova import Fanova, fanova
