@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -127,5 +127,6 @@ class Sample:
 
   def quantile(self, values: np.ndarray, below: bool = False) -> np.ndarray:
     """The share of values that are at most this, or (``below``) less."""
-    side = "left" if below else "right"
-    return np.searchsorted(self.values, values, side) / len(self.values)
+    ordered = np.asarray(self.values)
+    side: Literal["left", "right"] = "left" if below else "right"
+    return np.searchsorted(ordered, values, side) / len(ordered)

@@ -129,7 +129,9 @@ class Category:
       values = pd.DataFrame({name: list(choice.values)})
       return cls(name, values, np.full(len(values), 1 / len(values)))
     counts = runs.groupby(list(columns)).size().reset_index(name="runs")
-    return cls(name, counts[list(columns)], (counts.runs / len(runs)).to_numpy())
+    return cls(
+      name, counts[list(columns)], (counts.runs / len(runs)).to_numpy()
+    )
 
   @property
   def num_columns(self) -> int:

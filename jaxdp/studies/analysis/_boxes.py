@@ -115,3 +115,16 @@ def variance(
   for j in reversed(subset):
     square = square @ axes[j].probabilities
   return float(square)
+
+
+def project(
+  values: np.ndarray,
+  axes: Sequence[Axis],
+  subset: tuple[int, ...],
+  bases: Sequence[np.ndarray],
+) -> np.ndarray:
+  """The part of a component along products of the axes' basis functions."""
+  for place, (j, basis) in enumerate(zip(subset, bases, strict=True)):
+    onto = basis @ (basis * axes[j].probabilities[:, None]).T
+    values = np.moveaxis(np.tensordot(onto, values, (1, place)), 0, place)
+  return values

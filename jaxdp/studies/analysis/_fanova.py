@@ -1,4 +1,4 @@
-r"""Functional ANOVA: which share of the variance each factor and interaction has.
+r"""Functional ANOVA: the share of each factor and interaction in the variance.
 
 Under a law with independent factors a function is a sum of components f_U, one
 for each set U of factors, uncorrelated with each other; the share of U is
@@ -8,7 +8,7 @@ smooths: on the Ishigami function with 500 runs it keeps half of the variance,
 of interactions less than of main effects. So two things can be asked for.
 
 ``of="response"`` (the default) asks for the function that made the runs. With
-g the forest's component and h = f_U - g what it misses of it,
+g the forest's component and h = f_U - g what it misses of f_U,
 
 .. math:: E f_U^2 = E g^2 + 2 E[g h] + E h^2.
 
@@ -48,6 +48,14 @@ from scipy.stats import qmc
 from jaxdp.studies._laws import Choice, Factor, Sample
 from jaxdp.studies.analysis import _axes, _boxes
 from jaxdp.studies.analysis._boxes import component, variance
+from jaxdp.studies.analysis._surrogate import (
+  MAX_FEATURES,
+  NUM_TREES,
+  fit_forest,
+  folds,
+  scaled,
+  space,
+)
 
 MAX_ERROR = 0.1  # of the hold-out, in units of the scaled response
 
@@ -87,27 +95,6 @@ class Fanova:
     return float(self.table.share[inside].sum())
 
 
-def scaled(
-  runs: pd.DataFrame, response: str, context: Sequence[str]
-) -> np.ndarray:
-  """(y - min) / (max - min) within each cell of the context.
-
-  Raises:
-    ValueError: a value is not finite, or all of a cell are equal.
-  """
-  y = runs[response].astype(float)
-  if not np.isfinite(y).all():
-    raise ValueError(
-      f"{(~np.isfinite(y)).sum()} runs have no finite {response}. A run that "
-      "diverged is an outcome: give it the accuracy of chance."
-    )
-  cells = y.groupby([runs[name] for name in context] or np.zeros(len(y)))
-  low, high = cells.transform("min"), cells.transform("max")
-  if (low == high).any():
-    raise ValueError(f"In some cell of {list(context)} all {response} agree.")
-  return ((y - low) / (high - low)).to_numpy()
-
-
 def fanova(
   runs: pd.DataFrame,
   factors: Sequence[Factor | Choice | Sample],
@@ -117,8 +104,8 @@ def fanova(
   effects: int | Sequence[str] = 2,
   of: str = "response",
   noise_share: float = 0.0,
-  num_trees: int = 512,
-  max_features: int = 4,
+  num_trees: int = NUM_TREES,
+  max_features: int = MAX_FEATURES,
   num_folds: int = 5,
   num_bootstrap: int = 1000,
   num_refits: int = 20,
@@ -159,14 +146,14 @@ def fanova(
   if len(runs) < 10 * num_folds:
     raise ValueError(f"{len(runs)} runs are too few for {num_folds} folds.")
   y = scaled(runs, response, context)
-  axes = _space(runs, factors, context, num_cells)
+  axes = space(runs, factors, context, num_cells)
   x = np.concatenate([axis.encode(runs) for axis in axes], axis=1)
   subsets = _subsets([axis.name for axis in axes], effects)
   rng = np.random.default_rng(seed)
   fit = functools.partial(
-    _fit, num_trees=num_trees, max_features=max_features, rng=rng
+    fit_forest, num_trees=num_trees, max_features=max_features, rng=rng
   )
-  parts = _folds(runs, num_folds, rng)
+  parts = folds(runs, num_folds, rng)
   held_out = np.zeros(len(y))
   forests = []
   for part in parts:
@@ -203,24 +190,9 @@ def fanova(
   )
 
 
-def _space(
-  runs: pd.DataFrame,
-  factors: Sequence[Factor | Choice | Sample],
-  context: Sequence[str],
-  num_cells: int,
-) -> list[_axes.Axis]:
-  axes: list[_axes.Axis] = [
-    _axes.Category.of(law.name, [law.name], runs, law)
-    if isinstance(law, Choice)
-    else _axes.Number(law, num_cells)
-    for law in factors
-  ]
-  if context and len(runs[list(context)].drop_duplicates()) > 1:
-    axes.append(_axes.Category.of("context", context, runs))
-  return axes
-
-
-def _subsets(names: Sequence[str], effects: int | Sequence[str]) -> list[Subset]:
+def _subsets(
+  names: Sequence[str], effects: int | Sequence[str]
+) -> list[Subset]:
   every = range(len(names))
   if isinstance(effects, int):
     orders = range(1, min(effects, len(names)) + 1)
@@ -232,33 +204,6 @@ def _subsets(names: Sequence[str], effects: int | Sequence[str]) -> list[Subset]
       raise ValueError(f"{unknown} are no factors; there are {list(names)}.")
     subsets.append(tuple(sorted({names.index(part) for part in parts})))
   return subsets
-
-
-def _folds(
-  runs: pd.DataFrame, num_folds: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-  """Rows by fold; runs of one point in one."""
-  points = runs["point"] if "point" in runs else np.arange(len(runs))
-  codes, unique = pd.factorize(points)
-  fold = rng.permutation(len(unique)) % num_folds
-  return [np.flatnonzero(fold[codes] == k) for k in range(num_folds)]
-
-
-def _fit(
-  x: np.ndarray,
-  y: np.ndarray,
-  num_trees: int,
-  max_features: int,
-  rng: np.random.Generator,
-) -> Any:
-  from sklearn.ensemble import ExtraTreesRegressor  # not needed to import us
-
-  return ExtraTreesRegressor(
-    num_trees,
-    max_features=min(max_features, x.shape[1]),
-    random_state=int(rng.integers(2**31)),
-    n_jobs=1,
-  ).fit(x, y)
 
 
 def _components(
@@ -294,38 +239,50 @@ def _of_response(
   ) / len(y)
   rows = []
   for subset in subsets:
+    bases = [_axes.basis(axes[j], _num_waves(subset)) for j in subset]
     waves = functools.reduce(
       _boxes.products,
-      [
-        _axes.basis(axes[j], int(_NUM_WAVES ** (1 / len(subset)) + 1e-9))[
-          cells[j]
-        ]
-        for j in subset
-      ],
+      [b[cells[j]] for b, j in zip(bases, subset, strict=True)],
     )
-    at = [g[subset][tuple(cells[j][p] for j in subset)] for g, p in
-          zip(found, parts, strict=True)]
-    power = [variance(g[subset], axes, subset) for g in found]
-    missed = [np.mean(residual[p] * g) for g, p in zip(at, parts, strict=True)]
-    # The forest's component is stretched to fit the held-out runs: the less it
-    # misses, the narrower the interval. The share stays what it is.
-    stretch = 1 + sum(missed) / max(sum(power), 1e-300)
+    # The forest's component in two parts, slow and fast, each stretched to fit
+    # the held-out runs: the slow one is too flat, the fast one mostly noise.
+    slow = [_boxes.project(g[subset], axes, subset, bases) for g in found]
+    fast = [g[subset] - s for g, s in zip(found, slow, strict=True)]
+    stretched = [np.zeros_like(g) for g in slow]
+    rest = residual.copy()  # y less the forest with its component stretched
+    for one in (slow, fast):
+      at = np.zeros(len(y))
+      for g, part in zip(one, parts, strict=True):
+        at[part] = g[tuple(cells[j][part] for j in subset)]
+      power = sum(variance(g, axes, subset) for g in one) / count
+      missed = np.mean(residual * at)
+      stretch = max(1 + float(missed) / max(power, 1e-300), 0.0)
+      for sum_of, g in zip(stretched, one, strict=True):
+        sum_of += stretch * g
+      rest += (1 - stretch) * at
     value, moved = 0.0, np.zeros(num_bootstrap)
-    for g, p, draw, part in zip(at, power, draws, parts, strict=True):
-      r = residual[part] - residual[part].mean() + (1 - stretch) * g
-      linear = 2 * stretch * r * g
-      wave = waves[part] * r[:, None]
+    for g, draw, part in zip(stretched, draws, parts, strict=True):
+      at = g[tuple(cells[j][part] for j in subset)]
+      linear = 2 * rest[part] * at
+      wave = waves[part] * rest[part, None]
       pairs = len(part) * (len(part) - 1)
       own = (wave**2).sum(axis=1)
-      value += stretch**2 * p + linear.mean()
+      value += variance(g, axes, subset) + linear.mean()
       value += ((wave.sum(axis=0) ** 2).sum() - own.sum()) / pairs
       moved += draw @ linear / len(part)
       moved += (((draw @ wave) ** 2).sum(axis=1) - draw**2 @ own) / pairs
     share = value / count / total
     again = (value + moved) / count / totals
-    low, high = 2 * share - np.quantile(again, [0.975, 0.025])
-    rows.append([max(x, 0.0) for x in (share, low, high)])
+    # To both sides by the longer tail: which of the two is the long one is
+    # what a bootstrap of a skewed statistic knows least.
+    reach = np.abs(np.quantile(again, [0.025, 0.975]) - share).max()
+    rows.append([max(x, 0.0) for x in (share, share - reach, share + reach)])
   return np.array(rows)
+
+
+def _num_waves(subset: Subset) -> int:
+  """Of each axis, so that all products are about as many for any order."""
+  return int(_NUM_WAVES ** (1 / len(subset)) + 1e-9)
 
 
 def _of_surrogate(
