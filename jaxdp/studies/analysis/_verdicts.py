@@ -6,8 +6,8 @@ else "undecided". Confidence is "high", less one level for each of: the
 surrogate's hold-out error is above its limit (where shares decide), fewer than
 300 runs. What is undecided has low confidence.
 
-A share matters from 0.02, a rank correlation from 0.1 on; a ridge is inverse
-within 0.25 of slope -1.
+A share matters from 0.02, a rank correlation from 0.1 on; lr C is constant on a
+ridge whose slope is nearer to -1 than to -1/2 or -2, on a log scale.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from jaxdp.studies.analysis._ridge import rank_correlation, ridge
 
 MATTERS = 0.02  # a share of the variance
 CORRELATES = 0.1  # Spearman
-INVERSE = 0.25  # distance of a slope from -1
+INVERSE = (-(2**0.5), -(0.5**0.5))  # slopes
 FEW = 300  # runs
 
 _LEVELS = ("high", "medium", "low")
@@ -219,7 +219,6 @@ def _ridge(slope: Interval) -> Claim:
     f"({slope.num_seeds} runs)",
     slope.low,
     slope.high,
-    -1 - INVERSE,
-    -1 + INVERSE,
+    *INVERSE,
     by_shares=False,
   )
