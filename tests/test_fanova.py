@@ -226,6 +226,25 @@ def test_one_seed_is_one_table_and_effects_can_be_named():
   assert list(tables[0].columns) == ["factors", "share", "low", "high"]
 
 
+def test_shares_are_laid_out_and_compared():
+  runs = [drawn(UNIT, f, 400) for f in (additive, lambda t: t.a * t.b)]
+  first, second = (
+    analysis.fanova(table, UNIT, num_trees=16, num_bootstrap=200)
+    for table in runs
+  )
+  matrix = first.matrix()
+  assert list(matrix.columns) == list(matrix.index) == ["a", "b", "c"]
+  assert matrix.loc["c", "c"] == first.share("c")
+  assert matrix.loc["b", "a"] == matrix.loc["a", "b"] == first.share("a*b")
+  assert matrix.notna().all(axis=None)
+  change = second.difference(first, "a*b")
+  # 1/7 of x y is its interaction.
+  assert 0 < change.low < change.high
+  assert change.mean == pytest.approx(1 / 7, abs=0.03)
+  back = first.difference(second, "a*b")
+  assert back[:3] == pytest.approx((-change.mean, -change.high, -change.low))
+
+
 def test_runs_of_one_point_are_held_out_together():
   runs = design.repeat_seeds(drawn(UNIT, additive, 60), 30, 3)
   parts = _surrogate.folds(runs, 5, np.random.default_rng(0))
