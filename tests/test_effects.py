@@ -62,6 +62,16 @@ def test_partial_dependence_and_ice_are_scikit_learns():
   assert np.allclose(mine.effect, theirs["average"][0])
   curves = analysis.ice(forest, table, "x", num_points=8, num_curves=100)
   assert np.allclose(curves.values, theirs["individual"][0])
+  surface = analysis.pdp_surface(
+    forest, table, ("x", "y"), num_points=4, num_curves=100
+  )
+  theirs = inspection.partial_dependence(
+    forest,
+    table,
+    ["x", "y"],
+    custom_values={name: surface[name].unique() for name in "xy"},
+  )
+  assert np.allclose(surface.effect, theirs["average"][0].ravel())
 
 
 def test_models_fitted_to_arrays_read_tables_too():

@@ -8,7 +8,7 @@ of the cells `dataset`, `model`, `epsilon`.
 |---|---|
 | which factors matter, and together with which | `fanova` |
 | how does the response move with a factor | `ale`, `ale_interaction` |
-| and in single runs, or with the others held | `ice`, `pdp` |
+| and in single runs, or with the others held | `ice`, `pdp`, `pdp_surface` |
 | do lr and C lie on a ridge | `ridge`, `rank_correlation`, `explained` |
 | do arms differ | `compare`, `holm` |
 | how much is the seed | `noise_floor` |
@@ -34,6 +34,7 @@ from jaxdp.studies.analysis._effects import (
   ale_interaction,
   ice,
   pdp,
+  pdp_surface,
 )
 from jaxdp.studies.analysis._fanova import Fanova, fanova
 from jaxdp.studies.analysis._published import (
@@ -74,6 +75,7 @@ __all__ = [
   "ice",
   "noise_floor",
   "pdp",
+  "pdp_surface",
   "published_factors",
   "rank_correlation",
   "read_published",

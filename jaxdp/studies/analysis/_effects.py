@@ -121,6 +121,40 @@ def pdp(
   return _with_interval({"value": grid}, values.mean(axis=0), again)
 
 
+def pdp_surface(
+  model: Any,
+  runs: pd.DataFrame,
+  factors: tuple[str, str],
+  *,
+  num_points: int = 20,
+  num_curves: int = 250,
+  seed: int = 0,
+) -> pd.DataFrame:
+  """Partial dependence on two factors, for a heat map.
+
+  Args:
+    model: of tables like ``runs``.
+    runs: with all columns that the model reads.
+    factors: two columns of numbers.
+    num_points: of each factor, at equally likely quantiles of the runs.
+    num_curves: runs, drawn without replacement, that the mean is over.
+    seed: determines the draw.
+
+  Returns:
+    One row a point of the grid: the factors' values and ``effect``.
+  """
+  rng = np.random.default_rng(seed)
+  drawn = runs.iloc[np.sort(rng.permutation(len(runs))[:num_curves])]
+  grids = [_edges(runs[name], num_points - 1) for name in factors]
+  points = np.stack([x.ravel() for x in np.meshgrid(*grids, indexing="ij")], 1)
+  predict = _predictor(model)
+  effect = [
+    predict(drawn.assign(**dict(zip(factors, point, strict=True)))).mean()
+    for point in points
+  ]
+  return pd.DataFrame(points, columns=list(factors)).assign(effect=effect)
+
+
 def ale(
   model: Any,
   runs: pd.DataFrame,
