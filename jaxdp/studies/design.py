@@ -188,6 +188,9 @@ def sobol(
 ) -> pd.DataFrame:
   """Scrambled Sobol points in every cell; ``num_runs`` a power of two.
 
+  For maps of a response. The intervals of ``analysis.fanova`` ask for points
+  that are drawn apart from each other: ``random`` or ``latin_hypercube``.
+
   References:
     Owen 1998, Journal of Complexity 14(4), for the scrambling.
   """

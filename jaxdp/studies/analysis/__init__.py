@@ -21,7 +21,7 @@ Every number has an interval, and every function says what it covers. Read
 Example:
   >>> from jaxdp.studies import analysis, design
   >>> laws = [design.Factor("lr", 0, 1), design.Factor("C", 0, 1)]
-  >>> runs = design.sobol(laws, 256)
+  >>> runs = design.latin_hypercube(laws, 256)
   >>> runs["accuracy"] = runs.lr + 2 * runs.C
   >>> shares = analysis.fanova(runs, laws, num_trees=32).table
   >>> shares.share.round(1).tolist()  # of lr, C and their interaction
