@@ -47,16 +47,17 @@ import functools
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import qmc
 
 from jaxdp.studies._laws import Choice, Factor, Sample
 from jaxdp.studies._summary import Interval
-from jaxdp.studies.analysis import _axes, _boxes
-from jaxdp.studies.analysis._boxes import component, variance
+from jaxdp.studies.analysis._shares import (
+  Subset,
+  of_response,
+  of_surrogate,
+)
 from jaxdp.studies.analysis._surrogate import (
   MAX_FEATURES,
   NUM_TREES,
@@ -67,9 +68,6 @@ from jaxdp.studies.analysis._surrogate import (
 )
 
 MAX_ERROR = 0.1  # of the hold-out, in units of the scaled response
-
-_NUM_WAVES = 64  # functions a component is corrected along
-Subset = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +200,12 @@ def fanova(
   residual = y - held_out
   if of == "response":
     cells = [axis.cells(runs, rng) for axis in axes]
-    shares = _of_response(
+    shares = of_response(
       forests, axes, subsets, cells, parts, y, residual, num_bootstrap, rng
     )
     shares = shares / (1 - noise_share)
   else:
-    shares = _of_surrogate(fit, axes, subsets, x, y, num_refits, rng)
+    shares = of_surrogate(fit, axes, subsets, x, y, num_refits, rng)
   mae = float(np.abs(residual).mean())
   warning = None
   if mae > MAX_ERROR:
@@ -243,112 +241,3 @@ def _subsets(
       raise ValueError(f"{unknown} are no factors; there are {list(names)}.")
     subsets.append(tuple(sorted({names.index(part) for part in parts})))
   return subsets
-
-
-def _components(
-  forest: Any, axes: Sequence[_axes.Axis], subsets: Sequence[Subset]
-) -> dict[Subset, np.ndarray]:
-  found = _boxes.marginals(_boxes.boxes(forest), axes, subsets)
-  return {s: component(g, axes, s) for s, g in found.items()}
-
-
-def _of_response(
-  forests: Sequence[Any],
-  axes: Sequence[_axes.Axis],
-  subsets: Sequence[Subset],
-  cells: Sequence[np.ndarray],
-  parts: Sequence[np.ndarray],
-  y: np.ndarray,
-  residual: np.ndarray,
-  num_bootstrap: int,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """Rows of share, low, high: see the module."""
-  count = len(forests)
-  found = [_components(forest, axes, subsets) for forest in forests]
-  # How often each row is drawn, less 1, in each resampling of its fold.
-  draws = [
-    rng.multinomial(len(p), np.full(len(p), 1 / len(p)), num_bootstrap) - 1.0
-    for p in parts
-  ]
-  square = (y - y.mean()) ** 2
-  total = square.mean()
-  totals = total + sum(
-    draw @ square[part] for draw, part in zip(draws, parts, strict=True)
-  ) / len(y)
-  rows = []
-  for subset in subsets:
-    bases = [_axes.basis(axes[j], _num_waves(subset)) for j in subset]
-    waves = functools.reduce(
-      _boxes.products,
-      [b[cells[j]] for b, j in zip(bases, subset, strict=True)],
-    )
-    slow = [_boxes.project(g[subset], axes, subset, bases) for g in found]
-    fast = [g[subset] - part for g, part in zip(found, slow, strict=True)]
-    # The slow part is too flat, the fast one mostly noise.
-    stretched = [np.zeros_like(g) for g in slow]
-    rest = residual.copy()  # y less the forest with its component stretched
-    for one in (slow, fast):
-      at = np.zeros(len(y))
-      for g, part in zip(one, parts, strict=True):
-        at[part] = g[tuple(cells[j][part] for j in subset)]
-      power = sum(variance(g, axes, subset) for g in one) / count
-      stretch = 1.0
-      if power > 1e-9 * total:  # below there is rounding alone
-        stretch = max(1 + float(np.mean(residual * at)) / power, 0.0)
-      stretched = [a + stretch * g for a, g in zip(stretched, one, strict=True)]
-      rest += (1 - stretch) * at
-    value, moved = 0.0, np.zeros(num_bootstrap)
-    for g, draw, part in zip(stretched, draws, parts, strict=True):
-      at = g[tuple(cells[j][part] for j in subset)]
-      linear = 2 * rest[part] * at
-      wave = waves[part] * rest[part, None]
-      pairs = len(part) * (len(part) - 1)
-      own = (wave**2).sum(axis=1)
-      value += variance(g, axes, subset) + linear.mean()
-      value += ((wave.sum(axis=0) ** 2).sum() - own.sum()) / pairs
-      moved += draw @ linear / len(part)
-      moved += (((draw @ wave) ** 2).sum(axis=1) - draw**2 @ own) / pairs
-    share = value / count / total
-    again = (value + moved) / count / totals
-    # To both sides by the longer tail: which of the two is the long one is
-    # what a bootstrap of a skewed statistic knows least.
-    reach = np.abs(np.quantile(again, [0.025, 0.975]) - share).max()
-    rows.append([max(x, 0.0) for x in (share, share - reach, share + reach)])
-  return np.array(rows)
-
-
-def _num_waves(subset: Subset) -> int:
-  """Of each axis, so that all products are about as many for any order."""
-  return int(_NUM_WAVES ** (1 / len(subset)) + 1e-9)
-
-
-def _of_surrogate(
-  fit: Any,
-  axes: Sequence[_axes.Axis],
-  subsets: Sequence[Subset],
-  x: np.ndarray,
-  y: np.ndarray,
-  num_refits: int,
-  rng: np.random.Generator,
-) -> np.ndarray:
-  """Rows of share, low, high: see the module."""
-  sampler = qmc.Sobol(len(axes), rng=rng)
-  points = sampler.random(1 << 13)
-  drawn = np.concatenate(
-    [axis.draw(u) for axis, u in zip(axes, points.T, strict=True)], axis=1
-  )
-
-  def shares(rows: np.ndarray) -> np.ndarray:
-    forest = fit(x[rows], y[rows])
-    found = _components(forest, axes, subsets)
-    parts = np.array([variance(g, axes, s) for s, g in found.items()])
-    return parts / forest.predict(drawn).var()
-
-  share = shares(np.arange(len(y)))
-  halves = [
-    shares(rng.permutation(len(y))[: len(y) // 2]) for _ in range(num_refits)
-  ]
-  # Halves vary around their mean as the whole does (delete-half jackknife).
-  spread = 1.96 * np.std(halves, axis=0, ddof=1)
-  return np.maximum(np.stack([share, share - spread, share + spread], 1), 0)
