@@ -23,7 +23,7 @@ few percent of the share for an interaction of two jumps.
 Shares are of the variance of the response; what components leave over is noise
 and higher interactions. The interval is a bootstrap of the rows in all three
 terms, and covers the share of the function under the law, *if the runs are
-drawn from that law* (a random or Latin design): at 95 % in 92 to 99 % of 200 of
+drawn from that law* (a random or Latin design): at 95 % in 91 to 99 % of 200 of
 functions with known shares, ``tests/test_fanova.py``. A share that is 0 comes
 out as 0 or a little more, with an interval from 0. Not for Sobol points: each
 lies where the others are not, so that what is held out is harder than what the
