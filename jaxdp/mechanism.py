@@ -231,7 +231,11 @@ class Mechanism:
     return state._replace(rule_state=rule_state, stddev=stddev)
 
   def release(
-    self, summed: ClippedSum, state: MechanismState
+    self,
+    summed: ClippedSum,
+    state: MechanismState,
+    *,
+    expected_num_units: Any = None,
   ) -> tuple[PyTree, MechanismState]:
     """Adds noise to a clipped sum and divides by the expected number of units.
 
@@ -239,6 +243,8 @@ class Mechanism:
       summed: from ``clipped_sum`` or ``sum_examples``, clipped by this rule,
         of a batch of this sampler.
       state: from ``init`` or the release before.
+      expected_num_units: public; None for the sampler's. For programs that
+        samplers of several batch sizes share.
 
     Returns:
       ``(noisy_mean, state)``: the first values that may be released, in the
@@ -269,7 +275,9 @@ class Mechanism:
     noisy_sum, noisy_statistic = noise.add_gaussian_noise(
       step_key, (summed.grads, summed.statistic), stddevs
     )
-    units = self.sampler.expected_num_units
+    units = expected_num_units
+    if units is None:
+      units = self.sampler.expected_num_units
     noisy_mean = jax.tree.map(
       lambda x, dtype: (x / units).astype(dtype),
       noisy_sum,

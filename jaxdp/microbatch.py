@@ -101,7 +101,7 @@ def largest_that_fits(
     ValueError: not even one unit fits.
   """
   if budget is None:
-    budget = _memory_budget()
+    budget = memory_budget()
 
   def probe(params: PyTree, batch: PyTree, mask: Any, keys: Any) -> PyTree:
     grads = compute(params, batch, mask, keys)[2]
@@ -136,7 +136,8 @@ def largest_that_fits(
     size = min(1 << (guess.bit_length() - 1), -(-size // 2))
 
 
-def _memory_budget() -> int:
+def memory_budget() -> int:
+  """Bytes of the device (or the machine) that one program may take."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return int(stats["bytes_limit"] * _DEVICE_SHARE)

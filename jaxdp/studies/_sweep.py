@@ -6,11 +6,9 @@ step is that of ``jaxdp.fit``, by the same sampler.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -19,30 +17,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-import jaxdp
-from jaxdp import accounting, experiment, noise, training
+from jaxdp import experiment, noise, training
 from jaxdp.experiment import ExperimentConfig
 from jaxdp.mechanism import Mechanism
+from jaxdp.studies import _noise
 from jaxdp.studies._design import Design, Run
+from jaxdp.studies._journal import Journal
 
 
 class Results:
-  """The runs that were made, one JSON object a line.
+  """The runs that were made, see ``Journal``.
 
-  A line that a crash cut short is dropped when the file is opened, so that its
-  run is made again. What is not finite is null in the file.
+  Args:
+    path: of the file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
-    self._path = pathlib.Path(path)
-    self.rows: list[dict[str, Any]] = []
-    if self._path.exists():
-      text = self._path.read_text("utf-8")
-      lines = text.splitlines(keepends=True)
-      if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        self._path.write_text("".join(lines), "utf-8")
-      self.rows = [_read(line) for line in lines]
+    self._journal = Journal(path)
+    self.rows = [_read(line) for line in self._journal]
     self._keys = {row["key"] for row in self.rows}
 
   def __contains__(self, run: Run) -> bool:
@@ -55,19 +47,12 @@ class Results:
 
   def add(self, run: Run, outcome: dict[str, float]) -> None:
     """Keeps a run, on disk before this returns."""
-    finite = {k: v if math.isfinite(v) else None for k, v in outcome.items()}
-    row = {**dataclasses.asdict(run), "outcome": finite}
-    line = json.dumps(row, allow_nan=False, ensure_ascii=False)
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(line + "\n")
-      file.flush()
-      os.fsync(file.fileno())
+    line = self._journal.add({**dataclasses.asdict(run), "outcome": outcome})
     self.rows.append(_read(line))
     self._keys.add(run.key)
 
 
-def _read(line: str) -> dict[str, Any]:
-  row = json.loads(line)
+def _read(row: dict[str, Any]) -> dict[str, Any]:
   outcome = row.pop("outcome")
   values = {k: math.nan if v is None else v for k, v in outcome.items()}
   return {"key": Run(**row).key, **row, **values}
@@ -97,7 +82,7 @@ class Sweep:
     delta = config.privacy["delta"]
     return {
       "noise_multiplier": mechanism.sigma,
-      "epsilon": _epsilon(accounting.Plan.of(mechanism), num_steps, delta),
+      "epsilon": _noise.epsilon(mechanism, num_steps, delta),
       "delta": delta,
       "learning_rate": config.optimizer["learning_rate"],
       "validation_accuracy": validation["accuracy"],
@@ -146,16 +131,13 @@ class _Program:
     if config.rule["name"] == "none":
       raise ValueError("A study takes private arms; rule.name is 'none'.")
     if privacy["noise_multiplier"] is None:
-      # Noise does not depend on the rule: arms of a setting share the search.
-      rule = {"name": "flat", "l2_clip_norm": 1.0}
-      plain = _with_noise(dataclasses.replace(config, rule=rule), 1.0)
-      sigma = _calibrated(
-        plain.make_mechanism(self._num_examples),
+      sigma = _noise.calibrated(
+        _noise.without_rule(config, self._num_examples),
         privacy["target_epsilon"],
         privacy["delta"],
         config.training["num_steps"],
       )
-      config = _with_noise(config, sigma)
+      config = _noise.with_noise(config, sigma)
     mechanism = config.make_mechanism(self._num_examples)
     assert mechanism is not None
     return mechanism
@@ -216,28 +198,3 @@ class _Program:
       self._task.evaluate(params, part)
       for part in (self._validation, self._test)
     )
-
-
-def _with_noise(config: ExperimentConfig, sigma: float) -> ExperimentConfig:
-  privacy = {**config.privacy, "noise_multiplier": sigma}
-  return dataclasses.replace(config, privacy=privacy | {"target_epsilon": None})
-
-
-@functools.lru_cache(maxsize=256)
-def _calibrated(
-  mechanism: Mechanism | None, epsilon: float, delta: float, num_steps: int
-) -> float:
-  assert mechanism is not None
-  return jaxdp.calibrate_noise(
-    mechanism, target_epsilon=epsilon, target_delta=delta, num_steps=num_steps
-  ).sigma
-
-
-@functools.lru_cache(maxsize=256)
-def _epsilon(plan: accounting.Plan, num_steps: int, delta: float) -> float:
-  return accounting.epsilon(
-    plan.dp_event(0, num_steps),
-    plan.accountant,
-    plan.neighboring_relation,
-    delta,
-  )

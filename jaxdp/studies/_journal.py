@@ -1,0 +1,50 @@
+"""Lines that are kept whatever happens: one JSON object each, in a file."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Journal:
+  """Appends objects to a file, each on disk before ``add`` returns.
+
+  A line that a crash cut short is dropped when the file is opened. What is not
+  finite is null in the file.
+
+  Args:
+    path: of the file, made when the first object comes.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self._path = pathlib.Path(path)
+    if not self._path.exists():
+      return
+    text = self._path.read_text("utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+      self._path.write_text(whole, "utf-8")
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    if self._path.exists():
+      yield from map(json.loads, self._path.read_text("utf-8").splitlines())
+
+  def add(self, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Keeps an object, and returns it as it will be read."""
+    line = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False)
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(line + "\n")
+      file.flush()
+      os.fsync(file.fileno())
+    kept: dict[str, Any] = json.loads(line)
+    return kept
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _finite(x) for key, x in value.items()}
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

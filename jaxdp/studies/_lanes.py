@@ -1,0 +1,170 @@
+"""Runs of one program side by side; where one ends, the next begins.
+
+How many lie side by side is measured: a tiny model gains an order of magnitude,
+one that fills the device gains nothing.
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import PyTree
+
+from jaxdp import microbatch, noise
+from jaxdp.mechanism import Mechanism
+from jaxdp.studies._stream import Chunks, Numbers, Program, Reader, RunState
+
+_SEGMENT = 32  # chunks a call; runs begin and end between calls
+_WIDTHS = (1, 4, 16, 64, 256)
+_WORTH = 1.15  # times the runs an hour, or fewer lanes do
+
+
+class Job(NamedTuple):
+  """A run, as a program takes it."""
+
+  name: Any
+  mechanism: Mechanism
+  learning_rate: float
+  num_steps: int
+  seed: int  # of sampling and noise
+
+
+class Lanes:
+  """Makes runs.
+
+  Args:
+    program: of all of them.
+    data: arrays with a row an example; they stay on the device.
+    make_params: initial parameters of a job.
+    size: rows of a chunk.
+    width: how many runs lie side by side.
+  """
+
+  def __init__(
+    self,
+    program: Program,
+    data: PyTree,
+    make_params: Callable[[Job], PyTree],
+    size: int,
+    width: int,
+  ):
+    self._data, self._make_params = data, make_params
+    self._size, self._width = size, width
+    self._init = jax.jit(program.init)
+    self._advance = jax.jit(_side_by_side(program, width), donate_argnums=0)
+    self._put = jax.jit(
+      lambda every, i, one: jax.tree.map(
+        lambda x, y: x.at[i].set(y), every, one
+      ),
+      donate_argnums=0,
+    )
+
+  def __call__(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, PyTree]]:
+    """Each job with its released parameters, as they end."""
+    left = iter(jobs)
+    lanes: list[tuple[Job, Reader] | None] = [None] * self._width
+    state: Any = None
+    numbers: Any = None
+    while True:
+      for lane in range(self._width):
+        if lanes[lane] is not None:
+          continue
+        if (job := next(left, None)) is None:
+          continue
+        lanes[lane] = job, self._reader(job)
+        mine, one = self._begin(job)
+        if state is None:
+          state, numbers = jax.tree.map(
+            lambda x: np.stack([x] * self._width), (one, mine)
+          )
+        numbers = jax.tree.map(functools.partial(_with, lane), numbers, mine)
+        state = self._put(state, lane, one)
+      if not any(lanes):
+        return
+      state = self._advance(state, numbers, self._data, self._read(lanes))
+      for lane, place in enumerate(lanes):
+        if place is not None and place[1].done:
+          lanes[lane] = None
+          yield place[0], _take(state.params, lane)
+
+  def seconds(self, jobs: Sequence[Job]) -> float:
+    """How long a segment takes, all lanes at work; inf if it does not fit."""
+    jobs = list(itertools.islice(itertools.cycle(jobs), self._width))
+    begun = [self._begin(job) for job in jobs]
+    numbers, state = jax.tree.map(lambda *x: np.stack(x), *begun)
+    chunks = self._read([(job, self._reader(job)) for job in jobs])
+    args = (state, numbers, self._data, chunks)
+    memory = self._advance.lower(*args).compile().memory_analysis()
+    if memory is not None:
+      needed = memory.temp_size_in_bytes + memory.output_size_in_bytes
+      if needed > microbatch.memory_budget():
+        return float("inf")
+    state = jax.block_until_ready(self._advance(*args))
+    times = []
+    for _ in range(3):
+      start = time.perf_counter()
+      state = jax.block_until_ready(self._advance(state, *args[1:]))
+      times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+  def _begin(self, job: Job) -> tuple[Numbers, RunState]:
+    numbers = Numbers.of(job.mechanism, job.learning_rate, self._size)
+    key = noise.make_key(job.seed)
+    return numbers, self._init(numbers, self._make_params(job), key)
+
+  def _reader(self, job: Job) -> Reader:
+    return Reader(job.mechanism.sampler, job.seed, job.num_steps, self._size)
+
+  def _read(self, lanes: Sequence[tuple[Job, Reader] | None]) -> Chunks:
+    """A segment of every lane."""
+    idle = Chunks.idle(_SEGMENT, self._size)
+    parts = [idle if lane is None else lane[1].read(_SEGMENT) for lane in lanes]
+    return Chunks(*map(np.stack, zip(*parts, strict=True)))
+
+
+def best(make: Callable[[int], Lanes], jobs: Sequence[Job]) -> Lanes:
+  """The lanes that make most runs an hour, of as many as there are jobs.
+
+  Args:
+    make: lanes of a width.
+    jobs: some that they would make.
+  """
+  best, rate = make(1), 0.0
+  for width in _WIDTHS:
+    if width > max(len(jobs), 1):
+      break
+    lanes = make(width)
+    now = width / lanes.seconds(jobs)
+    logging.info("%d runs side by side: %.4g segments/s", width, now)
+    if now < _WORTH * rate:
+      break
+    best, rate = lanes, now
+  return best
+
+
+def _side_by_side(program: Program, width: int) -> Callable[..., RunState]:
+  """One run alone is no batch of one: a release is then no mere selection."""
+  if width > 1:
+    return jax.vmap(program.advance, in_axes=(0, 0, None, 0))
+
+  def alone(state: Any, numbers: Any, data: PyTree, chunks: Any) -> RunState:
+    state, numbers, chunks = _take((state, numbers, chunks), 0)
+    state = program.advance(state, numbers, data, chunks)
+    return jax.tree.map(lambda x: x[None], state)
+
+  return alone
+
+
+def _take(tree: PyTree, place: int) -> PyTree:
+  return jax.tree.map(lambda x: x[place], tree)
+
+
+def _with(place: int, values: np.ndarray, value: Any) -> np.ndarray:
+  values = values.copy()
+  values[place] = value
+  return values
