@@ -147,6 +147,23 @@ def test_a_study_that_is_stopped_at_once_says_so(call, tmp_path):
   assert "for 7 steps" in page
 
 
+def test_a_survey_shows_what_it_would_run_and_runs_it(call, tmp_path):
+  arguments = (
+    "study.py",
+    "--config=configs/studies/rr_digits.py:log",
+    "--config.law.num_runs=1",
+    "--config.repeats.num_points=1",
+    "--config.repeats.num_seeds=2",
+    f"--workdir={tmp_path}",
+  )
+  out = call(*arguments, "--dry_run")
+  assert "million examples" in out
+  assert not (tmp_path / "runs.jsonl").exists()
+  assert "complete" in call(*arguments)
+  assert (tmp_path / "runs.parquet").exists()
+  assert "rr_digits.py" in call("study.py", "--list")
+
+
 def test_accounting_prints_a_table(call):
   out = call("account.py", *PLAN, "--num_steps=100", "--noise_multiplier=30")
   assert "epsilon               1.2711\n" in out

@@ -14,7 +14,7 @@ from jaxdp.studies._design import Design, Run
 from jaxdp.studies._run import report, run
 from jaxdp.studies._summary import chosen, interval, paired, summarize
 from jaxdp.studies._survey import Survey
-from jaxdp.studies._survey_run import run_survey
+from jaxdp.studies._survey_run import run_survey, survey_groups
 from jaxdp.studies._sweep import Results, Sweep
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
   "run",
   "run_survey",
   "summarize",
+  "survey_groups",
 ]

@@ -183,6 +183,36 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
   ]
 
 
+def survey_groups(
+  survey: Survey, workdir: str | os.PathLike[str]
+) -> pd.DataFrame:
+  """What is left to run, by program: cells, chunks, and the work.
+
+  Args:
+    survey: what would run.
+    workdir: that of ``run_survey``; design and plan are written to it.
+  """
+  workdir = pathlib.Path(workdir)
+  todo, _ = _left(survey, workdir, progress=True)
+  lines = []
+  for group in groups(survey, todo):
+    first = group.rows[0]
+    rows = [row["num_steps"] * row["q"] * row["num_examples"]
+            for row in group.rows]  # fmt: skip
+    cell = {name: first[name] for name in survey.cells[0]}
+    cell.pop("epsilon", None)  # a number, which a group's runs may differ in
+    lines.append(
+      {
+        **cell,
+        "chunk": chunk_size(first),
+        "runs": len(group.rows),
+        "steps": sum(row["num_steps"] for row in group.rows),
+        "million examples": round(sum(rows) / 1e6, 1),
+      }
+    )
+  return pd.DataFrame(lines)
+
+
 def run_survey(
   survey: Survey,
   workdir: str | os.PathLike[str],
@@ -207,15 +237,16 @@ def run_survey(
     ValueError: ``workdir`` holds another survey.
   """
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  table = plan(survey, workdir, progress=progress)
-  journal = Journal(workdir / "runs.jsonl")
-  made = {row["run"] for row in journal}
-  todo = [row for row in _rows(table) if row["run"] not in made]
+  todo, journal = _left(survey, workdir, progress)
+  num_made = len(list(journal))
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
   complete = True
-  with tqdm(total=len(table), initial=len(made), unit="run",
-            disable=not progress) as bar:  # fmt: skip
+  with tqdm(
+    total=num_made + len(todo),
+    initial=num_made,
+    unit="run",
+    disable=not progress,
+  ) as bar:
     for group in groups(survey, todo):
       for row in group():
         journal.add(row)
@@ -230,3 +261,14 @@ def run_survey(
   runs.to_parquet(partial, index=False)
   partial.replace(workdir / "runs.parquet")
   return complete
+
+
+def _left(
+  survey: Survey, workdir: pathlib.Path, progress: bool
+) -> tuple[list[dict[str, Any]], Journal]:
+  """The runs that are not there yet, and those that are."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  table = plan(survey, workdir, progress=progress)
+  journal = Journal(workdir / "runs.jsonl")
+  made = {row["run"] for row in journal}
+  return [row for row in _rows(table) if row["run"] not in made], journal
