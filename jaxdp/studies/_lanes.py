@@ -21,7 +21,7 @@ from jaxdp.studies._stream import Chunks, Numbers, Program, Reader, RunState
 
 _SEGMENT = 32  # chunks a call; runs begin and end between calls
 _WIDTHS = (1, 4, 16, 64, 256)
-_WORTH = 1.15  # times the runs an hour, or fewer lanes do
+_WORTH = 1.15  # times the runs an hour; for less, fewer lanes do
 
 
 class Job(NamedTuple):
@@ -54,7 +54,7 @@ class Lanes:
     width: int,
   ):
     self._data, self._make_params = data, make_params
-    self._size, self._width = size, width
+    self._size, self.width = size, width
     self._init = jax.jit(program.init)
     self._advance = jax.jit(_side_by_side(program, width), donate_argnums=0)
     self._put = jax.jit(
@@ -67,11 +67,11 @@ class Lanes:
   def __call__(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, PyTree]]:
     """Each job with its released parameters, as they end."""
     left = iter(jobs)
-    lanes: list[tuple[Job, Reader] | None] = [None] * self._width
+    lanes: list[tuple[Job, Reader] | None] = [None] * self.width
     state: Any = None
     numbers: Any = None
     while True:
-      for lane in range(self._width):
+      for lane in range(self.width):
         if lanes[lane] is not None:
           continue
         if (job := next(left, None)) is None:
@@ -80,7 +80,7 @@ class Lanes:
         mine, one = self._begin(job)
         if state is None:
           state, numbers = jax.tree.map(
-            lambda x: np.stack([x] * self._width), (one, mine)
+            lambda x: np.stack([x] * self.width), (one, mine)
           )
         numbers = jax.tree.map(functools.partial(_with, lane), numbers, mine)
         state = self._put(state, lane, one)
@@ -94,7 +94,7 @@ class Lanes:
 
   def seconds(self, jobs: Sequence[Job]) -> float:
     """How long a segment takes, all lanes at work; inf if it does not fit."""
-    jobs = list(itertools.islice(itertools.cycle(jobs), self._width))
+    jobs = list(itertools.islice(itertools.cycle(jobs), self.width))
     begun = [self._begin(job) for job in jobs]
     numbers, state = jax.tree.map(lambda *x: np.stack(x), *begun)
     chunks = self._read([(job, self._reader(job)) for job in jobs])
@@ -134,17 +134,16 @@ def best(make: Callable[[int], Lanes], jobs: Sequence[Job]) -> Lanes:
     make: lanes of a width.
     jobs: some that they would make.
   """
-  best, rate = make(1), 0.0
+  rates: dict[int, float] = {}
   for width in _WIDTHS:
     if width > max(len(jobs), 1):
       break
-    lanes = make(width)
-    now = width / lanes.seconds(jobs)
-    logging.info("%d runs side by side: %.4g segments/s", width, now)
-    if now < _WORTH * rate:
+    rates[width] = width / make(width).seconds(jobs)
+    logging.info("%d runs side by side: %.4g segments/s", width, rates[width])
+    if rates[width] < max(rates.values()) / _WORTH:
       break
-    best, rate = lanes, now
-  return best
+  enough = max(rates.values()) / _WORTH
+  return make(min(width for width, rate in rates.items() if rate >= enough))
 
 
 def _side_by_side(program: Program, width: int) -> Callable[..., RunState]:

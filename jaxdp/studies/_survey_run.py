@@ -31,7 +31,8 @@ from jaxdp.studies._lanes import Job, Lanes, best
 from jaxdp.studies._stream import Program
 from jaxdp.studies._survey import Survey
 
-_CHUNKS = (16, 64, 256, 1024)
+# Batches of 16, 64, 256 and 1024, and two standard deviations more.
+_CHUNKS = (24, 80, 288, 1088)
 _OVERHEAD = 16  # rows that a chunk costs beyond its own
 _MANY = 16  # searches for noise, which other processes are started for
 
@@ -94,8 +95,9 @@ class Group:
 def chunk_size(row: Mapping[str, Any]) -> int:
   """The chunks that a run's batches are cut into at least cost."""
   expected = row["q"] * row["num_examples"]
+  most = expected + 2 * math.sqrt(expected * (1 - row["q"]))
   return min(
-    _CHUNKS, key=lambda size: -(-expected // size) * (size + _OVERHEAD)
+    _CHUNKS, key=lambda size: math.ceil(most / size) * (size + _OVERHEAD)
   )
 
 
