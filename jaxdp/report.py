@@ -71,6 +71,7 @@ class Section:
     title: its heading.
     texts: paragraphs.
     table: rows of cells, the first one the header.
+    words: which of its columns, from 0, hold words: they are flush left.
     figure: of matplotlib.
     caption: of the figure; also what a screen reader says.
     code: shown as it is.
@@ -79,6 +80,7 @@ class Section:
   title: str
   texts: Sequence[str] = ()
   table: Sequence[Sequence[str]] = ()
+  words: Sequence[int] = (0,)
   figure: Any = None
   caption: str = ""
   code: str = ""
