@@ -1,7 +1,6 @@
 """Writes the report of a survey from the runs that are there.
 
-    python scripts/report.py --config=configs/studies/rr_published.py \
-      --workdir=runs/rr_published
+Such as `report.py --config=configs/studies/rr_published.py --workdir=runs/rr`.
 """
 
 import logging

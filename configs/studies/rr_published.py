@@ -13,7 +13,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(convert_dict=False)
   config.report = {
-    "title": "Hyperparameters of DP-SGD: the published runs",
+    "title": "DP-SGD's hyperparameters: published runs",
     "texts": (
       "Which of batch size, epochs, learning rate and clip norm matter for the "
       "accuracy of DP-SGD, which interact, and do the field's conjectures "

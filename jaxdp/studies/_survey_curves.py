@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from jaxdp.studies import analysis
 from jaxdp.studies._survey_findings import Findings
@@ -15,6 +17,7 @@ from jaxdp.studies._survey_style import COLORS, WIDTH, grid, label, styled
 
 Sets = Mapping[str, Findings]
 _CURVES = 150  # of each panel of ``ice``
+_UNIT = Normalize(0, 1)
 _BLANK = "#eceff3"  # cells without runs
 
 
@@ -28,20 +31,19 @@ def ice(sets: Sets) -> Figure:
       _ice(one, found, name)
       if row is axes[0]:
         one.set_title(title)
-    row[0].set_ylabel("change of scaled accuracy")
+    row[0].set_ylabel("change in accuracy")
   bar = figure.colorbar(
-    _ranks(), ax=axes, shrink=0.4, aspect=40, ticks=[0, 0.5, 1]
+    ScalarMappable(_UNIT, "viridis"),
+    ax=axes,
+    location="bottom",
+    shrink=0.4,
+    aspect=40,
+    ticks=[0, 0.5, 1],
   )
-  bar.ax.set_yticklabels(["lowest", "median", "highest"])
-  bar.set_label("rank of the partner factor in the run")
+  bar.ax.set_xticklabels(["lowest", "median", "highest"])
+  bar.set_label("rank of the colouring factor in the run")
   bar.outline.set_visible(False)
   return figure
-
-
-def _ranks() -> Any:
-  from matplotlib.cm import ScalarMappable
-
-  return ScalarMappable(Normalize(0, 1), "viridis")
 
 
 def _ice(one: Any, found: Findings, name: str) -> None:
@@ -56,7 +58,7 @@ def _ice(one: Any, found: Findings, name: str) -> None:
   partner = found.partner(name)
   lines = [np.stack([grid, value], axis=1) for value in values]
   curves = LineCollection(
-    lines, array=runs[partner].rank(pct=True), cmap="viridis", norm=_unit()
+    lines, array=runs[partner].rank(pct=True), cmap="viridis", norm=_UNIT
   )
   curves.set(lw=0.5, alpha=0.55, rasterized=True)
   one.add_collection(curves)
@@ -67,10 +69,6 @@ def _ice(one: Any, found: Findings, name: str) -> None:
     one.set_xscale("log")
   one.set_xlabel(f"{label(name)} (colour: {partner})")
   one.grid()
-
-
-def _unit() -> Normalize:
-  return Normalize(0, 1)
 
 
 @styled
@@ -145,16 +143,19 @@ def _second_order(
 
 
 @styled
-def heat(sets: Sets, bins: int = 12) -> Figure:
+def heat(sets: Sets, bins: int = 10) -> Figure:
   """Mean accuracy over (lr, C), with the best runs and their ridge."""
   columns = min(len(sets), 3)
   rows = -(-len(sets) // columns)
-  figure, axes = grid(rows, columns, WIDTH / columns * 0.95)
+  figure, axes = grid(
+    rows, columns, 0.9 * WIDTH / max(columns, 2), sharex=True, sharey=True
+  )
+  every = pd.concat([found.runs for found in sets.values()])
+  edges = [_log_edges(every[name], bins) for name in ("C", "lr")]
   for one in axes.ravel()[len(sets) :]:
     one.set_axis_off()
   for one, (title, found) in zip(axes.ravel(), sets.items(), strict=False):
     runs = found.runs
-    edges = [_log_edges(runs[name], bins) for name in ("C", "lr")]
     total, *_ = np.histogram2d(runs.C, runs.lr, edges, weights=runs.scaled)
     count, *_ = np.histogram2d(runs.C, runs.lr, edges)
     mean = np.divide(total, count, np.full_like(total, np.nan), where=count > 0)
@@ -165,6 +166,10 @@ def heat(sets: Sets, bins: int = 12) -> Figure:
     _draw_ridge(one, found, edges)
     one.set(xscale="log", yscale="log", xlabel=label("C"), title=title)
     one.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]], box_aspect=1)
+    for axis in (one.xaxis, one.yaxis):
+      axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      axis.set_major_formatter(lambda value, _: f"{value:g}")
+      axis.set_minor_locator(NullLocator())
   for one in axes[:, 0]:
     one.set_ylabel(label("lr"))
   bar = figure.colorbar(image, ax=axes, aspect=25, shrink=0.8, pad=0.01)

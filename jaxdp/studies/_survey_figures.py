@@ -53,7 +53,9 @@ def _histogram(one: Any, found: Findings, name: str, color: str) -> None:
       one.set_xscale("log")
     one.hist(x, bins, color=color, alpha=0.75)
     if x.max() >= 20_000:
-      one.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+      one.xaxis.set_major_formatter(
+        lambda value, _: f"{value / 1000:g}k" if value else "0"
+      )
   one.set_xlabel(label(name))
   one.grid(axis="y")
 
@@ -79,6 +81,7 @@ def importances(sets: Sets, most: int = 14) -> Figure:
     1, len(sets), 0.5 + 0.24 * len(names), sharey=True, sharex=True
   )
   y = np.arange(len(names))[::-1].astype(float)
+  top = 0.0
   for one, (title, found), color in zip(
     axes[0], sets.items(), _colors(), strict=False
   ):
@@ -90,6 +93,7 @@ def importances(sets: Sets, most: int = 14) -> Figure:
       spread = np.abs(table[["low", "high"]].T - table.share)
       if filled:
         one.barh(y + shift, table.share, 0.34, color=color, alpha=0.35)
+        top = max(top, float(table.high.max()))
       one.errorbar(
         table.share,
         y + shift,
@@ -109,9 +113,9 @@ def importances(sets: Sets, most: int = 14) -> Figure:
     )
     one.set_yticks(y, [symbol(name) for name in names])
     one.set(xlabel="share of the variance, %", ylim=(-0.6, len(names) - 0.4))
-    one.set_xlim(left=0)
     one.grid(axis="x")
     one.tick_params(axis="y", length=0)
+  axes[0, 0].set_xlim(0, 1.04 * top)
   _key(axes[0, -1])
   return figure
 
@@ -167,7 +171,10 @@ def interactions(sets: Sets) -> Figure:
     one.set_yticks(range(len(names) - 1), names[1:])
     one.tick_params(length=0)
     one.spines[:].set_visible(False)
-    one.set_title(f"{title}, of the {of}")
+    if of == "surrogate":
+      one.set_title(title)
+    if title == next(iter(sets)):
+      one.set_ylabel(f"of the {of}", fontsize=9)
   bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=40, extend="max")
   bar.set_label("share of the variance, %")
   bar.outline.set_visible(False)

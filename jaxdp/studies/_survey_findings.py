@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,11 @@ def find(
   response = shares("response")
   note, ridge = "", None
   verdicts = pd.DataFrame()
-  draws = {"context": context, "num_bootstrap": num_bootstrap, "seed": seed}
+  draws: dict[str, Any] = {
+    "context": context,
+    "num_bootstrap": num_bootstrap,
+    "seed": seed,
+  }
   try:
     ridge = analysis.ridge(runs, **draws)
     verdicts = analysis.verdicts(runs, response, **draws)

@@ -8,7 +8,8 @@ import pandas as pd
 from jaxdp.report import Section
 from jaxdp.studies import _survey_curves as curves
 from jaxdp.studies import _survey_figures as figures
-from jaxdp.studies._laws import Choice, Factor, Sample
+from jaxdp.studies import _survey_runs as runs
+from jaxdp.studies._summary import Interval
 from jaxdp.studies._survey_findings import RANKS, Findings
 from jaxdp.studies._survey_style import symbol
 from jaxdp.studies.analysis._fanova import MAX_ERROR
@@ -25,8 +26,8 @@ def sections(
 ) -> Iterator[Drawn]:
   """All of them; figures are drawn as they are asked for."""
   yield "", _summary(sets)
-  yield "", _design(sets, texts, planned)
-  yield "coverage", _coverage(sets)
+  yield "", runs.design(sets, texts, planned)
+  yield "coverage", runs.coverage(sets)
   yield "importances", _importances(sets)
   yield "interactions", _interactions(sets)
   if all({"lr", "C"} <= set(found.runs.columns) for found in sets.values()):
@@ -42,16 +43,13 @@ def sections(
   yield "", Section(title="Run it again", code=command)
 
 
-# The runs.
-
-
 def _summary(sets: Sets) -> Section:
   """Each conjecture's verdict, a column a set."""
   names = list(sets)
   told = pd.DataFrame(
     {
       name: found.verdicts.set_index("conjecture").apply(
-        lambda row: f"{_SIGNS[row.verdict]} {row.verdict} ({row.confidence})",
+        lambda row: f"{_SIGNS[row.verdict]} {row.verdict}",
         axis=1,
       )
       for name, found in sets.items()
@@ -64,10 +62,10 @@ def _summary(sets: Sets) -> Section:
       title="What the runs say", texts=[found.note for found in sets.values()]
     )
   texts = [
-    "Each conjecture is a statement on a number with a 95 % interval: supported "
-    "if the whole interval agrees, not supported if none of it does, undecided "
-    "otherwise. In brackets, the confidence. ✓ and ✗ are findings; what is "
-    "undecided is not to be told from noise by these runs.",
+    "Each conjecture is a statement on a number with a 95 % interval: "
+    "supported if the whole interval agrees, not supported if none of it does, "
+    "undecided otherwise. ✓ and ✗ are findings; what is undecided these runs "
+    "do not tell from noise. Evidence and confidence are further down.",
     *(f"{name}: {found.note}" for name, found in sets.items() if found.note),
   ]
   doubtful = [n for n, f in sets.items() if f.response.warning]
@@ -84,119 +82,11 @@ def _summary(sets: Sets) -> Section:
   )
 
 
-def _design(sets: Sets, texts: Sequence[str], planned: int | None) -> Section:
-  total = sum(len(found.runs) for found in sets.values())
-  runs = f"{total:,} runs"
-  if planned is not None and planned != total:
-    runs += f" of {planned:,} that are planned"
-  first = next(iter(sets.values()))
-  laws = "; ".join(map(_law, first.laws))
-  seeds = [_seeds(found.runs) for found in sets.values()]
-  lines = [
-    *texts,
-    f"{runs}, {', '.join(f'{len(f.runs):,} {n}' for n, f in sets.items())}. "
-    f"Laws of the factors: {laws}. {seeds[0]}",
-    "The response is the test accuracy, scaled to [0, 1] between the worst and "
-    "the best run of its cell. Nothing was tuned: every run of the design "
-    "counts, and the best of a cell, chosen on test data, is optimistic.",
-  ]
-  lines += [
-    f"{name}: {found.num_diverged} runs diverged, and count with the least "
-    "accuracy of their cell."
-    for name, found in sets.items()
-    if found.num_diverged
-  ]
-  return Section(
-    title="Design",
-    texts=lines,
-    table=_cells(sets),
-    words=(1,),
-  )
-
-
-def _law(law: Factor | Choice | Sample) -> str:
-  """A law in words.
-
-  Example:
-    >>> _law(Factor("epochs", 25, 500, step=5))
-    'epochs uniform on 25, 30, .., 500'
-  """
-  if isinstance(law, Choice):
-    return f"{law.name} one of {', '.join(map(str, law.values))}"
-  if isinstance(law, Sample):
-    return f"{law.name} as it came out"
-  if law.step is not None:
-    second = law.low + law.step
-    return f"{law.name} uniform on {law.low:g}, {second:g}, .., {law.high:g}"
-  scale = "log-uniform" if law.scale == "log" else "uniform"
-  return f"{law.name} {scale} on ({law.low:g}, {law.high:g})"
-
-
-def _seeds(runs: pd.DataFrame) -> str:
-  if "point" in runs and runs["point"].duplicated().any():
-    sizes = runs.groupby("point").size()
-    return f"{(sizes > 1).sum()} points ran with {sizes.max()} seeds each."
-  return "Every point ran once, with its own seed: no seed was repeated."
-
-
-def _cells(sets: Sets) -> list[list[str]]:
-  """A row a cell: its guarantee, and what its runs came to."""
-  rows = [["set", "cell", "N", "ε", "δ", "δ > 1/N", "runs", "median", "best"]]
-  for name, found in sets.items():
-    by = list(found.context)
-    groups = found.runs.groupby(by) if by else [((), found.runs)]
-    for _, cell in groups:
-      one = cell.iloc[0]
-      size, delta = one.get("num_examples"), one.get("delta")
-      leaks = None not in (size, delta) and delta > 1 / size
-      words = [str(one[k]) for k in by if k != "epsilon"]
-      epsilon = cell["epsilon"].max() if "epsilon" in cell else None
-      rows.append(
-        [
-          name,
-          ", ".join(words) or "all",
-          "" if size is None else f"{int(size):,}",
-          "" if epsilon is None else f"{epsilon:.4g}",
-          "" if delta is None else f"{delta:.2g}",
-          "yes" if leaks else "no" if None not in (size, delta) else "",
-          f"{len(cell):,}",
-          *(f"{cell['accuracy'].quantile(q):.3f}" for q in (0.5, 1)),
-        ]
-      )
-  return rows
-
-
-def _coverage(sets: Sets) -> Section:
-  return Section(
-    title="Coverage",
-    texts=[*_realised(sets)],
-    figure=figures.coverage(sets),
-    caption="How many runs took which values. Where a batch size was asked "
-    "for, the last column has the sampling probability that trained against "
-    "the nominal one; on the dashed line they agree.",
-  )
-
-
-def _realised(sets: Sets) -> Iterator[str]:
-  for name, found in sets.items():
-    runs = found.runs
-    if {"q", "batch_size", "num_examples"} <= set(runs.columns):
-      ratio = runs["q"] * runs["num_examples"] / runs["batch_size"]
-      half = float(np.isclose(runs["q"], 0.5).mean())
-      if (ratio - 1).abs().max() > 0.05:
-        yield (
-          f"{name}: the sampling probability is up to {ratio.max():.2g} times "
-          f"and down to {ratio.min():.2g} times its nominal value, and "
-          f"{half:.0%} of the runs trained at q = 1/2. The batch size as a "
-          "factor is confounded: q is analysed in its place."
-        )
-
-
 # What matters.
 
 
 def _importances(sets: Sets) -> Section:
-  rows = [["set", "runs", "MAE", "R²", "lr and C, with context"]]
+  rows = [["set", "runs", "MAE", "R²", "lr, C, context together"]]
   for name, found in sets.items():
     fit = found.surrogate
     closed = fit.closed("lr", "C", "context")
@@ -216,17 +106,23 @@ def _importances(sets: Sets) -> Section:
       "variance of the surrogate, as in the published protocol, with 95 % "
       "intervals over half-samples, which say how they move with the runs and "
       "not whether the forest is right (importances.csv). Circles: shares of "
-      "the variance of the response, corrected on runs held out, with intervals "
-      "that cover the share itself (importances_response.csv). A forest "
+      "the variance of the response, corrected on runs held out, with 95 % "
+      "intervals for the share itself (importances_response.csv). A forest "
       "smooths, so it understates interactions: where the two differ, the "
-      "circles are the finding.",
+      "circles are the finding. MAE and R² are of runs held out, in units of "
+      "the scaled response.",
       *_warnings(sets),
     ],
     table=rows,
     figure=figures.importances(sets),
-    caption="Shares of main effects and interactions, with 95 % intervals. "
-    "Context is the combination of dataset, model and ε.",
+    caption="Shares of main effects and interactions, with 95 % intervals."
+    + _context(sets),
   )
+
+
+def _context(sets: Sets) -> str:
+  used = {name: None for f in sets.values() for name in f.context}
+  return f" Context: {', '.join(used)}." if used else ""
 
 
 def _warnings(sets: Sets) -> list[str]:
@@ -263,27 +159,23 @@ def _interactions(sets: Sets) -> Section:
 
 
 def _ridge(sets: Sets) -> Section:
-  rows = [["set", "slope", "95 % interval", "best runs"]]
-  names = list(next(iter(sets.values())).explained)
-  rows[0] += [f"R²: {name}" for name in names]
-  for name, found in sets.items():
-    slope = found.ridge
-    rows.append(
-      [
-        name,
-        "" if slope is None else f"{slope.mean:.2f}",
-        "" if slope is None else f"[{slope.low:.2f}, {slope.high:.2f}]",
-        "" if slope is None else f"{slope.num_seeds}",
-        *(f"{found.explained[key]:.2f}" for key in names),
-      ]
-    )
+  slopes = [found.ridge for found in sets.values()]
+  rows = [
+    ["", *sets],
+    ["slope of log lr on log C", *map(_interval, slopes)],
+    ["best runs", *("" if s is None else f"{s.num_seeds}" for s in slopes)],
+  ]
+  for name in next(iter(sets.values())).explained:
+    values = (found.explained.get(name, np.nan) for found in sets.values())
+    text = name.replace("*", "·").replace(" + ", ", ")
+    rows.append([f"R² of {text}", *(f"{value:.2f}" for value in values)])
   return Section(
     title="The ridge of learning rate and clip norm",
     texts=[
-      "If clipping binds for all, an update depends on lr C alone, and the best "
-      "runs lie on a line of slope −1. The slope is that of orthogonal "
+      "If clipping binds for all, an update depends on lr·C alone, and the "
+      "best runs lie on a line of slope −1. The slope is that of orthogonal "
       "regression in each cell's best tenth, the median over cells. R² is "
-      "cross-validated: as far as lr C explains what lr and C do, only their "
+      "cross-validated: as far as lr·C explains what lr and C do, only their "
       "product matters."
     ],
     table=_minus(rows),
@@ -298,22 +190,24 @@ def _ranks(sets: Sets) -> Section:
   rows = [["rank correlation with", *sets]]
   for name in RANKS:
     values = [found.ranks.get(name) for found in sets.values()]
-    cells = [
-      "" if v is None else f"{v.mean:.2f} [{v.low:.2f}, {v.high:.2f}]"
-      for v in values
-    ]
-    rows.append([name, *cells])
+    rows.append([name, *map(_interval, values)])
   return Section(
     title="Rank correlations",
     texts=[
-      "Medians over cells. lr C small: the lowest quarter of lr C in each cell, "
-      "where training does not diverge."
+      "Medians over cells. lr·C small: the lowest quarter of lr·C in each "
+      "cell, where training does not diverge."
     ],
     table=_minus(rows),
     figure=figures.ranks(sets),
     caption="Rank correlations with 95 % intervals; within the grey band, "
     f"±{CORRELATES}, none is counted.",
   )
+
+
+def _interval(value: Interval | None) -> str:
+  if value is None:
+    return ""
+  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def _minus(rows: list[list[str]]) -> list[list[str]]:
@@ -391,28 +285,17 @@ def _evidence(sets: Sets) -> Section:
   tables = [f.verdicts.assign(set=n) for n, f in sets.items()]
   told = pd.concat(tables)
   if len(told):
-    order = {text: i for i, text in enumerate(told.conjecture.unique())}
-    for row in told.sort_values(
-      "conjecture", key=lambda c: c.map(order), kind="stable"
-    ).itertuples():
-      what = "" if rows[-1][0] == row.conjecture else row.conjecture
-      again = next((r[0] for r in reversed(rows) if r[0]), "")
-      rows.append(
-        [
-          "" if again == row.conjecture else what,
-          row.set,
-          row.verdict,
-          row.confidence,
-          row.evidence,
-        ]
-      )
+    for what, group in told.groupby("conjecture", sort=False):
+      columns = group[["set", "verdict", "confidence", "evidence"]]
+      for number, row in enumerate(columns.to_numpy().tolist()):
+        rows.append(["" if number else str(what), *row])
   return Section(
     title="Verdicts and their evidence",
     texts=[
-      f"A share matters from {MATTERS} of the variance, a rank correlation from "
-      f"{CORRELATES}. Confidence is high, less one level each for a hold-out "
-      f"error above {MAX_ERROR} where shares decide and for fewer than {FEW} "
-      "runs, and low for what is undecided."
+      f"A share matters from {MATTERS} of the variance, a rank correlation "
+      f"from {CORRELATES}. Confidence is high, less one level each for a "
+      f"hold-out error above {MAX_ERROR} where shares decide and for fewer "
+      f"than {FEW} runs, and low for what is undecided."
     ],
     table=_minus(rows) if len(rows) > 1 else (),
     words=(1, 2, 3, 4),
@@ -441,7 +324,7 @@ def _privacy(sets: Sets) -> Section:
       f"On {', '.join(loose)} δ is above 1/N: a mechanism that publishes one "
       "example at random would pass."
     )
-  if list(_realised(sets)):
+  if runs.realised(sets):
     texts.append(
       "ε holds for the sampling probability that trained, not for the nominal "
       "B/N: at B/N and as many steps it would be larger."

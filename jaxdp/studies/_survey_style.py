@@ -15,7 +15,7 @@ LABELS = {
   "batch_size": "nominal batch size",
   "q": "sampling probability q",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
   "font.size": 8.5,
   "axes.titlesize": 9,
   "axes.labelsize": 8.5,
@@ -58,7 +58,7 @@ def grid(
 ) -> tuple[Figure, Any]:
   """A figure of the page's width and its axes, [rows, columns]."""
   figure = Figure(
-    figsize=(WIDTH, height * rows + 0.3), layout="constrained", dpi=200
+    figsize=(WIDTH, height * rows + 0.3), layout="constrained", dpi=150
   )
   return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
