@@ -72,7 +72,7 @@ class Section:
     texts: paragraphs.
     table: rows of cells, the first one the header.
     words: which of its columns, from 0, hold words: they are flush left.
-    figure: of matplotlib.
+    figure: of matplotlib, or one as the text of an ``<svg>`` element.
     caption: of the figure; also what a screen reader says.
     code: shown as it is.
   """
@@ -116,6 +116,8 @@ def write_study(
 
 def _svg(figure: Any) -> str:
   """A figure of matplotlib as an ``<svg>`` element."""
+  if isinstance(figure, str):
+    return figure
   file = io.StringIO()
   figure.savefig(file, format="svg", metadata={"Date": None})
   text = file.getvalue()

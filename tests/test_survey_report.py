@@ -39,13 +39,13 @@ REPORT = {
     "epochs": {"low": 5, "high": 50, "step": 5},
     "q": "sample",
   },
-  "num_trees": 16,
+  "num_trees": 12,
   "num_refits": 3,
-  "num_bootstrap": 40,
+  "num_bootstrap": 25,
 }
 
 
-def made_up(num_runs=120, seeds=True):
+def made_up(num_runs=90, seeds=True):
   """Accuracy is a ridge of lr C = 1; epochs and q do nothing."""
   cells = [
     {"set": s, "dataset": d, "model": "a<b>", "num_examples": 1000}
@@ -140,7 +140,7 @@ def test_the_page_says_what_the_tables_say(written):
 
 def test_the_page_says_how_far_it_can_be_trusted(written):
   words = text_of((written / "report.html").read_text("utf-8"))
-  assert "395 runs of 400 that are planned" in words
+  assert "305 runs of 310 that are planned" in words
   assert "lr log-uniform on (0.01, 10)" in words
   assert "20 points ran with 3 seeds each" in words
   assert "between seeds the accuracy has a standard deviation of" in words

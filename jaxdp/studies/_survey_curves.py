@@ -26,11 +26,11 @@ def ice(sets: Sets) -> Figure:
   """Centred ICE, coloured by the partner: a row a factor, a column a set."""
   names = next(iter(sets.values())).numbers
   figure, axes = grid(len(names), len(sets), 1.75, sharey="row")
+  for one, title in zip(axes[0], sets, strict=True):
+    one.set_title(title)
   for row, name in zip(axes, names, strict=True):
-    for one, (title, found) in zip(row, sets.items(), strict=True):
+    for one, found in zip(row, sets.values(), strict=True):
       _ice(one, found, name)
-      if row is axes[0]:
-        one.set_title(title)
     row[0].set_ylabel("change in accuracy")
   bar = figure.colorbar(
     ScalarMappable(_UNIT, "viridis"),
@@ -104,11 +104,13 @@ def ale_interactions(sets: Sets) -> Figure:
   pairs = [("C", "lr"), ("epochs", "lr"), ("epochs", "C")]
   pairs = [pair for pair in pairs if set(pair) <= set(numbers)]
   figure, axes = grid(len(pairs), len(sets), 2.2)
+  for one, title in zip(axes[0], sets, strict=True):
+    one.set_title(title)
   for row, pair in zip(axes, pairs, strict=True):
     cells = [_second_order(found, pair) for found in sets.values()]
     top = max(np.nanmax(np.abs(effect)) for _, _, effect in cells)
-    for one, (title, found), (x, y, effect) in zip(
-      row, sets.items(), cells, strict=True
+    for one, found, (x, y, effect) in zip(
+      row, sets.values(), cells, strict=True
     ):
       one.set_facecolor(_BLANK)
       image = one.pcolormesh(
@@ -116,8 +118,6 @@ def ale_interactions(sets: Sets) -> Figure:
       )
       _scales(one, found, pair)
       one.set_xlabel(label(pair[0]))
-      if row is axes[0]:
-        one.set_title(title)
     row[0].set_ylabel(label(pair[1]))
     bar = figure.colorbar(image, ax=row, aspect=18, pad=0.01)
     bar.set_label("scaled accuracy")
@@ -148,7 +148,7 @@ def heat(sets: Sets, bins: int = 10) -> Figure:
   columns = min(len(sets), 3)
   rows = -(-len(sets) // columns)
   figure, axes = grid(
-    rows, columns, 0.9 * WIDTH / max(columns, 2), sharex=True, sharey=True
+    rows, columns, 1.05 * WIDTH / max(columns, 2), sharex=True, sharey=True
   )
   every = pd.concat([found.runs for found in sets.values()])
   edges = [_log_edges(every[name], bins) for name in ("C", "lr")]

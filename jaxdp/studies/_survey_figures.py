@@ -192,7 +192,8 @@ def ranks(sets: Sets) -> Figure:
   for (title, found), color, shift in zip(
     sets.items(), _colors(), shifts, strict=False
   ):
-    values = np.array([found.ranks[name][:3] for name in names])
+    none = (np.nan,) * 3
+    values = np.array([found.ranks.get(name, none)[:3] for name in names])
     one.errorbar(
       values[:, 0],
       y + shift,

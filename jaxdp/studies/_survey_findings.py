@@ -38,6 +38,7 @@ class Findings:
     runs: with ``scaled``, the accuracy scaled to [0, 1] in each cell.
     laws: of the factors.
     context: the columns whose combinations are cells.
+    constant: further columns of the context that take one value here.
     num_diverged: runs, which count with the least accuracy of their cell.
     surrogate: shares of the surrogate's variance, the published protocol.
     response: shares of the response's.
@@ -53,6 +54,7 @@ class Findings:
   runs: pd.DataFrame
   laws: Laws
   context: Sequence[str]
+  constant: Sequence[str]
   num_diverged: int
   surrogate: analysis.Fanova
   response: analysis.Fanova
@@ -109,7 +111,8 @@ def find(
     raise ValueError(
       f"{len(runs)} runs are too few for a report: it needs {_LEAST} a set."
     )
-  context = [name for name in context if runs[name].nunique() > 1]
+  constant = [name for name in context if runs[name].nunique() == 1]
+  context = [name for name in context if name not in constant]
   runs, num_diverged = _with_outcomes(runs, context)
   noise_floor = None
   if "point" in runs and runs["point"].duplicated().any():
@@ -144,19 +147,21 @@ def find(
     "num_bootstrap": num_bootstrap,
     "seed": seed,
   }
-  try:
-    ridge = analysis.ridge(runs, **draws)
-    verdicts = analysis.verdicts(runs, response, **draws)
-  except (KeyError, ValueError) as error:
-    note = f"There are no verdicts: {error}"
-  ranks = {
-    name: analysis.rank_correlation(runs, column, lowest_rate=low, **draws)
-    for name, (column, low) in RANKS.items()
-    if {*column.split("*"), "lr", "C"} <= set(runs.columns)
-  }
+  # A factor that is constant in a small cell has no rank correlation there.
+  with np.errstate(invalid="ignore", divide="ignore"):
+    try:
+      ridge = analysis.ridge(runs, **draws)
+      verdicts = analysis.verdicts(runs, response, **draws)
+    except (KeyError, ValueError) as error:
+      note = f"There are no verdicts: {error}"
+    ranks = {
+      name: analysis.rank_correlation(runs, column, lowest_rate=low, **draws)
+      for name, (column, low) in RANKS.items()
+      if {*column.split("*"), "lr", "C"} <= set(runs.columns)
+    }
   explained = {
     " + ".join(["context"] * bool(context) + list(columns)): analysis.explained(
-      runs, columns, context=context, seed=seed
+      runs, columns, context=context, num_trees=num_trees, seed=seed
     )
     for columns in (*_EXPLAINED, ("lr", "C", "q", "epochs"))
     if {"lr", "C", *columns} <= {*runs.columns, "lr*C"}
@@ -165,13 +170,14 @@ def find(
     runs=runs.assign(scaled=analysis.scaled(runs, "accuracy", context)),
     laws=laws,
     context=context,
+    constant=constant,
     num_diverged=num_diverged,
     surrogate=shares("surrogate"),
     response=response,
     verdicts=verdicts,
     note=note,
     ridge=ridge,
-    ranks=ranks,
+    ranks={k: v for k, v in ranks.items() if np.isfinite(v[:3]).all()},
     explained=explained,
     noise=noise_floor,
     model=analysis.surrogate(

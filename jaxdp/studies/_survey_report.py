@@ -199,9 +199,11 @@ def write(
     sets, texts=options.texts, planned=planned, command=command
   ):
     if name:
-      for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-        path = folder / "figures" / (name + suffix)
-        section.figure.savefig(path, metadata=metadata)
+      path = folder / "figures" / f"{name}.svg"
+      section.figure.savefig(path.with_suffix(".png"))
+      section.figure.savefig(path, metadata={"Date": None})
+      text = path.read_text("utf-8")
+      section = dataclasses.replace(section, figure=text[text.index("<svg") :])
     parts.append(section)
   total = sum(len(runs) for runs in tables.values())
   return report.write_study(

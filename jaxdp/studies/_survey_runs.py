@@ -21,11 +21,11 @@ def design(sets: Sets, texts: Sequence[str], planned: int | None) -> Section:
     runs += f" of {planned:,} that are planned"
   first = next(iter(sets.values()))
   laws = "; ".join(map(_law, first.laws))
-  seeds = [_seeds(found.runs) for found in sets.values()]
+  seeds = _seeds(pd.concat([found.runs for found in sets.values()]))
   lines = [
     *texts,
     f"{runs}, {', '.join(f'{len(f.runs):,} {n}' for n, f in sets.items())}. "
-    f"Laws of the factors: {laws}. {seeds[0]}",
+    f"Laws of the factors: {laws}. {seeds}",
     "The response is the test accuracy, scaled to [0, 1] between the worst and "
     "the best run of its cell. Nothing was tuned: every run of the design "
     "counts, and the best of a cell, chosen on test data, is optimistic.",
@@ -73,9 +73,9 @@ def _cells(sets: Sets) -> list[list[str]]:
   """A row a cell: its guarantee, and what its runs came to."""
   rows = [["set", "cell", "N", "ε", "δ", "δ > 1/N", "runs", "median", "best"]]
   for name, found in sets.items():
-    by = list(found.context)
+    by = [*found.constant, *found.context]
     groups = found.runs.groupby(by) if by else [((), found.runs)]
-    for _, cell in groups:
+    for number, (_, cell) in enumerate(groups):
       one = cell.iloc[0]
       size, delta = one.get("num_examples"), one.get("delta")
       leaks = None not in (size, delta) and delta > 1 / size
@@ -83,7 +83,7 @@ def _cells(sets: Sets) -> list[list[str]]:
       epsilon = cell["epsilon"].max() if "epsilon" in cell else None
       rows.append(
         [
-          name,
+          "" if number else name,
           ", ".join(words) or "all",
           "" if size is None else f"{int(size):,}",
           "" if epsilon is None else f"{epsilon:.4g}",

@@ -49,7 +49,7 @@ def _summary(sets: Sets) -> Section:
   told = pd.DataFrame(
     {
       name: found.verdicts.set_index("conjecture").apply(
-        lambda row: f"{_SIGNS[row.verdict]} {row.verdict}",
+        lambda row: f"{_SIGNS[row.verdict]} {_whole(row.verdict)}",
         axis=1,
       )
       for name, found in sets.items()
@@ -210,6 +210,11 @@ def _interval(value: Interval | None) -> str:
   return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
+def _whole(words: str) -> str:
+  """Words that stay on one line."""
+  return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _minus(rows: list[list[str]]) -> list[list[str]]:
   """With a true minus sign in numbers."""
   return [
@@ -262,14 +267,11 @@ def _ale_interactions(sets: Sets) -> Section:
 
 def _noise(sets: Sets) -> Section:
   texts = []
+  unknown = []
   for name, found in sets.items():
-    noise = found.noise
-    if noise is None:
-      texts.append(
-        f"{name}: no seed was repeated, so the share of the seed is not known; "
-        f"it is at most the {1 - found.surrogate.r2:.0%} of the variance that "
-        "the surrogate does not predict."
-      )
+    if (noise := found.noise) is None:
+      left = 1 - max(found.surrogate.r2, *found.explained.values(), 0)
+      unknown.append(f"{left:.0%} in {name}")
     else:
       texts.append(
         f"{name}: between seeds the accuracy has a standard deviation of "
@@ -277,6 +279,12 @@ def _noise(sets: Sets) -> Section:
         f"{noise.high:.1%}] of the scaled variance is the seed "
         f"({noise.num_points} points, {noise.num_runs} runs)."
       )
+  if unknown:
+    texts.append(
+      "No seed was repeated, so how much is the seed is not known. It is about "
+      "what the best surrogate of this page does not predict, or less: "
+      f"{', '.join(unknown)} of the variance."
+    )
   return Section(title="Noise floor", texts=texts)
 
 
@@ -288,6 +296,7 @@ def _evidence(sets: Sets) -> Section:
     for what, group in told.groupby("conjecture", sort=False):
       columns = group[["set", "verdict", "confidence", "evidence"]]
       for number, row in enumerate(columns.to_numpy().tolist()):
+        row[1] = _whole(row[1])
         rows.append(["" if number else str(what), *row])
   return Section(
     title="Verdicts and their evidence",
