@@ -223,6 +223,8 @@ def test_the_published_runs_have_their_report(tmp_path):
       f"--config={ROOT / 'configs' / 'studies' / 'rr_published.py'}",
       f"--workdir={tmp_path}",
       f"--published_dir={folder}",
+      "--config.report.num_refits=3",
+      "--config.report.num_bootstrap=200",
     ],
     check=True,
   )

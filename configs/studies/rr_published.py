@@ -11,8 +11,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = ml_collections.ConfigDict(convert_dict=False)
-  config.report = {
+  report = {
     "title": "DP-SGD's hyperparameters: published runs",
     "texts": (
       "Which of batch size, epochs, learning rate and clip norm matter for the "
@@ -39,4 +38,4 @@ def get_config() -> ml_collections.ConfigDict:
     "num_refits": 20,
     "num_bootstrap": 1000,
   }
-  return config
+  return ml_collections.ConfigDict({"report": report})

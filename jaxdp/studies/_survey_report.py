@@ -34,6 +34,7 @@ from jaxdp.studies._survey_findings import Findings, find
 from jaxdp.studies._survey_sections import sections
 
 _DIR = "JAXDP_PUBLISHED_DIR"
+_ORDER = ("lr", "C", "epochs", "q", "batch_size")  # of the factors, if there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,10 @@ class Options:
 
   def laws(self, runs: pd.DataFrame) -> list[Factor | Choice | Sample]:
     """The laws of the factors."""
-    return [_law(name, law, runs) for name, law in self.factors.items()]
+    # A ConfigDict sorts its names, and "lr*C" is not to become "C*lr".
+    first = [name for name in _ORDER if name in self.factors]
+    names = dict.fromkeys([*first, *self.factors])
+    return [_law(name, self.factors[name], runs) for name in names]
 
 
 def _law(name: str, law: Any, runs: pd.DataFrame) -> Factor | Choice | Sample:
