@@ -13,7 +13,15 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from jaxdp.studies import analysis
 from jaxdp.studies._survey_findings import Findings
-from jaxdp.studies._survey_style import COLORS, WIDTH, grid, label, styled
+from jaxdp.studies._survey_style import (
+  COLORS,
+  WIDTH,
+  grid,
+  label,
+  name_sets,
+  panels,
+  styled,
+)
 
 Sets = Mapping[str, Findings]
 _CURVES = 150  # of each panel of ``ice``
@@ -25,13 +33,13 @@ _BLANK = "#eceff3"  # cells without runs
 def ice(sets: Sets) -> Figure:
   """Centred ICE, coloured by the partner: a row a factor, a column a set."""
   names = next(iter(sets.values())).numbers
-  figure, axes = grid(len(names), len(sets), 1.75, sharey="row")
-  for one, title in zip(axes[0], sets, strict=True):
-    one.set_title(title)
+  figure, axes = panels(len(names), len(sets), 1.75, sharey="row")
+  name_sets(axes, sets)
   for row, name in zip(axes, names, strict=True):
     for one, found in zip(row, sets.values(), strict=True):
       _ice(one, found, name)
-    row[0].set_ylabel("change in accuracy")
+    if len(sets) > 1 or name == names[0]:
+      row[0].set_ylabel("change in accuracy")
   bar = figure.colorbar(
     ScalarMappable(_UNIT, "viridis"),
     ax=axes,
@@ -67,7 +75,7 @@ def _ice(one: Any, found: Findings, name: str) -> None:
   one.autoscale_view()
   if found.is_log(name):
     one.set_xscale("log")
-  one.set_xlabel(f"{label(name)} (colour: {partner})")
+  one.set_xlabel(f"{label(name)}\n(colour: {partner})")
   one.grid()
 
 
@@ -89,11 +97,9 @@ def ale(sets: Sets) -> Figure:
     one.set_xlabel(label(name))
     one.grid()
   axes[0, 0].set_ylabel("effect on scaled accuracy")
-  figure.legend(
-    *axes[0, 0].get_legend_handles_labels(),
-    loc="outside upper center",
-    ncols=len(sets),
-  )
+  if len(sets) > 1:
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(sets))
   return figure
 
 
@@ -103,9 +109,8 @@ def ale_interactions(sets: Sets) -> Figure:
   numbers = next(iter(sets.values())).numbers
   pairs = [("C", "lr"), ("epochs", "lr"), ("epochs", "C")]
   pairs = [pair for pair in pairs if set(pair) <= set(numbers)]
-  figure, axes = grid(len(pairs), len(sets), 2.2)
-  for one, title in zip(axes[0], sets, strict=True):
-    one.set_title(title)
+  figure, axes = panels(len(pairs), len(sets), 2.2)
+  name_sets(axes, sets)
   for row, pair in zip(axes, pairs, strict=True):
     cells = [_second_order(found, pair) for found in sets.values()]
     top = max(np.nanmax(np.abs(effect)) for _, _, effect in cells)
@@ -164,7 +169,8 @@ def heat(sets: Sets, bins: int = 10) -> Figure:
       *edges, mean.T, cmap="viridis", vmin=0, vmax=1, rasterized=True
     )
     _draw_ridge(one, found, edges)
-    one.set(xscale="log", yscale="log", xlabel=label("C"), title=title)
+    one.set(xscale="log", yscale="log", xlabel=label("C"))
+    one.set_title(title if len(sets) > 1 else "")
     one.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]], box_aspect=1)
     for axis in (one.xaxis, one.yaxis):
       axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -193,7 +199,7 @@ def _draw_ridge(one: Any, found: Findings, edges: list[np.ndarray]) -> None:
     cells = [cell for _, cell in found.runs.groupby(list(found.context))]
   top = pd.concat([analysis.best(cell, "accuracy") for cell in cells])
   one.scatter(
-    top.C, top.lr, s=7, color="white", ec="#171b21", lw=0.4, label="best tenth"
+    top.C, top.lr, s=7, color="white", ec="black", lw=0.7, label="best tenth"
   )
   at = np.log(top[["C", "lr"]]).median()
   x = np.log(edges[0])

@@ -7,7 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxdp.studies._survey_findings import RANKS, Findings
-from jaxdp.studies._survey_style import COLORS, grid, label, styled, symbol
+from jaxdp.studies._survey_style import (
+  COLORS,
+  grid,
+  label,
+  name_sets,
+  panels,
+  styled,
+  symbol,
+)
 
 Sets = Mapping[str, Findings]
 
@@ -150,7 +158,8 @@ def _ordered(sets: Sets, most: int) -> list[str]:
 @styled
 def interactions(sets: Sets) -> Figure:
   """Shares of interactions of two, of the surrogate and of the response."""
-  figure, axes = grid(2, len(sets), 2.5)
+  figure, axes = panels(2, len(sets), 2.5)
+  name_sets(axes, sets)
   tables = {
     (title, of): 100 * getattr(found, of).matrix()
     for title, found in sets.items()
@@ -171,8 +180,6 @@ def interactions(sets: Sets) -> Figure:
     one.set_yticks(range(len(names) - 1), names[1:])
     one.tick_params(length=0)
     one.spines[:].set_visible(False)
-    if of == "surrogate":
-      one.set_title(title)
     if title == next(iter(sets)):
       one.set_ylabel(f"of the {of}", fontsize=9)
   bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=40, extend="max")
@@ -211,7 +218,8 @@ def ranks(sets: Sets) -> Figure:
   one.tick_params(axis="y", length=0, labelsize=8.5)
   one.set(xlim=(-1, 1), xlabel="Spearman's correlation with the accuracy")
   one.grid(axis="x")
-  one.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+  if len(sets) > 1:
+    one.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
   return figure
 
 

@@ -1,7 +1,7 @@
 """How figures of a survey look: one style, one colour a set."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -61,6 +61,23 @@ def grid(
     figsize=(WIDTH, height * rows + 0.3), layout="constrained", dpi=150
   )
   return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def panels(
+  rows: int, sets: int, height: float, **settings: Any
+) -> tuple[Figure, Any]:
+  """As ``grid``; the rows of a single set lie beside each other."""
+  if sets > 1:
+    return grid(rows, sets, height, **settings)
+  figure, axes = grid(1, rows, 2.4, **settings)
+  return figure, axes.T
+
+
+def name_sets(axes: Any, sets: Iterable[str]) -> None:
+  """Titles of the columns; a single set needs none."""
+  names = list(sets)
+  for one, title in zip(axes[0], names, strict=False):
+    one.set_title(title if len(names) > 1 else "")
 
 
 def label(name: str) -> str:
