@@ -71,7 +71,8 @@ class Section:
     title: its heading.
     texts: paragraphs.
     table: rows of cells, the first one the header.
-    figure: of matplotlib.
+    words: which of its columns, from 0, hold words: they are flush left.
+    figure: of matplotlib, or one as the text of an ``<svg>`` element.
     caption: of the figure; also what a screen reader says.
     code: shown as it is.
   """
@@ -79,6 +80,7 @@ class Section:
   title: str
   texts: Sequence[str] = ()
   table: Sequence[Sequence[str]] = ()
+  words: Sequence[int] = (0,)
   figure: Any = None
   caption: str = ""
   code: str = ""
@@ -114,6 +116,8 @@ def write_study(
 
 def _svg(figure: Any) -> str:
   """A figure of matplotlib as an ``<svg>`` element."""
+  if isinstance(figure, str):
+    return figure
   file = io.StringIO()
   figure.savefig(file, format="svg", metadata={"Date": None})
   text = file.getvalue()

@@ -7,13 +7,15 @@ instalments, ``report`` draws what there is. Read ``_design.py``, then
 
 A survey has factors instead of arms: runs at points of a design
 (``jaxdp.studies.design``), made by ``run_survey``, and analysed by
-``jaxdp.studies.analysis``. Read ``_survey.py``, then ``_stream.py``.
+``jaxdp.studies.analysis``; ``report_survey`` draws them. Read ``_survey.py``,
+then ``_stream.py``.
 """
 
 from jaxdp.studies._design import Design, Run
 from jaxdp.studies._run import report, run
 from jaxdp.studies._summary import chosen, interval, paired, summarize
 from jaxdp.studies._survey import Survey
+from jaxdp.studies._survey_report import report_survey
 from jaxdp.studies._survey_run import run_survey, survey_groups
 from jaxdp.studies._sweep import Results, Sweep
 
@@ -27,6 +29,7 @@ __all__ = [
   "interval",
   "paired",
   "report",
+  "report_survey",
   "run",
   "run_survey",
   "summarize",
