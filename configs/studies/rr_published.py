@@ -4,7 +4,7 @@
       --workdir=runs/rr_published
 
 Nothing trains. The authors' CSV files are read from the folder rr_2411_02051 in
-JAXDP_PUBLISHED_DIR. About 4 minutes on one CPU core.
+JAXDP_PUBLISHED_DIR. About 5 minutes on one CPU core.
 """
 
 import ml_collections

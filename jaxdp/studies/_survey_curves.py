@@ -40,6 +40,8 @@ def ice(sets: Sets) -> Figure:
       _ice(one, found, name)
     if len(sets) > 1 or name == names[0]:
       row[0].set_ylabel("change in accuracy")
+    if len(sets) == 1:  # narrow panels
+      row[0].set_xlabel(row[0].get_xlabel().replace(" (", "\n("))
   bar = figure.colorbar(
     ScalarMappable(_UNIT, "viridis"),
     ax=axes,
@@ -75,7 +77,7 @@ def _ice(one: Any, found: Findings, name: str) -> None:
   one.autoscale_view()
   if found.is_log(name):
     one.set_xscale("log")
-  one.set_xlabel(f"{label(name)}\n(colour: {partner})")
+  one.set_xlabel(f"{label(name)} (colour: {partner})")
   one.grid()
 
 

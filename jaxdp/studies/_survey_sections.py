@@ -49,7 +49,7 @@ def _summary(sets: Sets) -> Section:
   told = pd.DataFrame(
     {
       name: found.verdicts.set_index("conjecture").apply(
-        lambda row: f"{_SIGNS[row.verdict]} {_whole(row.verdict)}",
+        lambda row: _whole(f"{_SIGNS[row.verdict]} {row.verdict}"),
         axis=1,
       )
       for name, found in sets.items()
