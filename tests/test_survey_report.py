@@ -210,6 +210,23 @@ def test_bad_input_is_named(tmp_path, monkeypatch):
     _survey_findings.find(runs, [], ["dataset"])
 
 
+def test_the_law_of_a_survey_is_that_of_its_report():
+  factor = {"name": "lr", "low": 0.1, "high": 1.0, "scale": "log"}
+  config = {
+    "law": {"name": "random", "factors": (factor,), "num_runs": 9},
+    "cells": ({"dataset": "x", "num_examples": 10},),
+    "options": {"title": "A survey"},
+  }
+  options = Options.from_config_dict(config)
+  law = design.Factor("lr", 0.1, 1.0, scale="log")
+  assert options.laws(pd.DataFrame()) == [law]
+  assert list(options.context) == ["dataset"]
+  config["law"] = {"name": "published", "num_runs": 9}
+  options = Options.from_config_dict(config)
+  laws = options.laws(pd.DataFrame({"q": [0.5, 0.25]}))
+  assert [law.name for law in laws] == ["lr", "C", "epochs", "q"]
+
+
 @pytest.mark.slow
 def test_the_published_runs_have_their_report(tmp_path):
   folder = os.environ.get("JAXDP_PUBLISHED_DIR")

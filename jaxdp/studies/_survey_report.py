@@ -34,12 +34,21 @@ from jaxdp.studies._survey_findings import Findings, find
 from jaxdp.studies._survey_sections import sections
 
 _DIR = "JAXDP_PUBLISHED_DIR"
+_PUBLISHED = {  # the law of ``design.published``
+  "lr": {"low": 1e-5, "high": 10.0},
+  "C": {"low": 1e-5, "high": 10.0},
+  "epochs": {"low": 25, "high": 500, "step": 5},
+  "q": "sample",
+}
 _ORDER = ("lr", "C", "epochs", "q", "batch_size")  # of the factors, if there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """What a report says of a survey: the ``report`` of its config.
+
+  Without one, factors and context are those of the config's ``law`` and
+  ``cells``, and the rest is in its ``options``.
 
   Attributes:
     title: of the page.
@@ -72,6 +81,8 @@ class Options:
     """From the ``report`` of a survey's config."""
     names = [field.name for field in dataclasses.fields(cls)]
     given = dict(config.get("report") or {})
+    if not given and config.get("law"):
+      given = _of_survey(config)
     if not given or (unknown := sorted(set(given) - set(names))):
       raise ValueError(
         "The config of a survey has a `report` with some of "
@@ -85,6 +96,20 @@ class Options:
     first = [name for name in _ORDER if name in self.factors]
     names = dict.fromkeys([*first, *self.factors])
     return [_law(name, self.factors[name], runs) for name in names]
+
+
+def _of_survey(config: Any) -> dict[str, Any]:
+  """Of a config that states the law its runs are drawn from."""
+  laws = {law["name"]: dict(law) for law in config["law"].get("factors", ())}
+  for law in laws.values():
+    del law["name"]
+  return {
+    "factors": laws or _PUBLISHED,
+    "context": [
+      name for name in analysis.CONTEXT if name in config["cells"][0]
+    ],
+    **dict(config["options"]),
+  }
 
 
 def _law(name: str, law: Any, runs: pd.DataFrame) -> Factor | Choice | Sample:
