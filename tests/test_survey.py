@@ -3,7 +3,6 @@ beside it, and is made once."""
 
 import functools
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import jaxdp
 from jaxdp import clipping, noise
 from jaxdp.sampling import FixedSize, Poisson
 from jaxdp.studies import Survey, _lanes, _stream, _survey_run, run_survey
+from jaxdp.studies._survey_run import read_runs
 from tests.test_experiment import small
 
 N = 200
@@ -232,13 +232,14 @@ def test_a_survey_keeps_every_run_with_its_epsilon(undisturbed):
   planned = pd.read_parquet(undisturbed / "plan.parquet")
   runs = pd.read_parquet(undisturbed / "runs.parquet")
   assert runs.run.tolist() == planned.run.tolist() == list(range(4))
-  assert ((runs.epsilon > 7.5) & (runs.epsilon <= 8.0)).all()
+  assert runs.executed_epsilon.between(7.5, 8.0).all()
+  assert (runs.epsilon == 8.0).all()  # the cell's
   assert runs.accuracy.between(0, 1).all()
   assert not runs.diverged.any()
   config = survey().config(planned.iloc[2])
   mechanism = config.make_mechanism(1000)
   steps = int(planned.iloc[2].num_steps)
-  assert runs.epsilon[2] == mechanism.epsilon(steps, runs.delta[2])
+  assert runs.executed_epsilon[2] == mechanism.epsilon(steps, runs.delta[2])
 
 
 def test_a_survey_goes_on_where_it_was_stopped(undisturbed, tmp_path):
@@ -251,7 +252,8 @@ def test_a_survey_goes_on_where_it_was_stopped(undisturbed, tmp_path):
       for _ in range(20)
     ),
   )
-  for _ in complete:
+  for number, _ in enumerate(complete, 1):
+    assert len(read_runs(tmp_path)) == number
     path = tmp_path / "runs.jsonl"  # a crash cuts the last line short
     path.write_text(path.read_text() + '{"run": ')
   pd.testing.assert_frame_equal(
@@ -259,8 +261,7 @@ def test_a_survey_goes_on_where_it_was_stopped(undisturbed, tmp_path):
     pd.read_parquet(undisturbed / "runs.parquet"),
     rtol=1e-4,
   )
-  lines = (tmp_path / "runs.jsonl").read_text().splitlines()
-  assert sorted(json.loads(line)["run"] for line in lines) == list(range(4))
+  assert read_runs(tmp_path).run.tolist() == list(range(4))
 
 
 def test_another_survey_is_refused(undisturbed):

@@ -11,8 +11,8 @@ from typing import Any
 class Journal:
   """Appends objects to a file, each on disk before ``add`` returns.
 
-  A line that a crash cut short is dropped when the file is opened. What is not
-  finite is null in the file.
+  A line that a crash cut short is not read, and is dropped before the first
+  line is added. What is not finite is null in the file.
 
   Args:
     path: of the file, made when the first object comes.
@@ -20,19 +20,20 @@ class Journal:
 
   def __init__(self, path: str | os.PathLike[str]):
     self._path = pathlib.Path(path)
-    if not self._path.exists():
-      return
-    text = self._path.read_text("utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-      self._path.write_text(whole, "utf-8")
+    self._is_whole = False
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
-    if self._path.exists():
-      yield from map(json.loads, self._path.read_text("utf-8").splitlines())
+    yield from map(json.loads, self._whole_lines().splitlines())
+
+  def _whole_lines(self) -> str:
+    text = self._path.read_text("utf-8") if self._path.exists() else ""
+    return text[: text.rfind("\n") + 1]
 
   def add(self, value: Mapping[str, Any]) -> dict[str, Any]:
     """Keeps an object, and returns it as it will be read."""
+    if not self._is_whole:
+      self._path.write_text(self._whole_lines(), "utf-8")
+      self._is_whole = True
     line = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False)
     with self._path.open("a", encoding="utf-8") as file:
       file.write(line + "\n")

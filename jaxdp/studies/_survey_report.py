@@ -31,6 +31,7 @@ from jaxdp import report
 from jaxdp.studies import analysis
 from jaxdp.studies._laws import Choice, Factor, Sample
 from jaxdp.studies._survey_findings import Findings, find
+from jaxdp.studies._survey_run import read_runs
 from jaxdp.studies._survey_sections import sections
 
 _DIR = "JAXDP_PUBLISHED_DIR"
@@ -170,11 +171,7 @@ def _own(
 ) -> tuple[dict[str, pd.DataFrame], int | None]:
   """The runs by set, and how many the design has."""
   path, design = workdir / "runs.parquet", workdir / "design.parquet"
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{path} is not there: run the survey first, with scripts/study.py."
-    )
-  runs = pd.read_parquet(path)
+  runs = pd.read_parquet(path) if path.is_file() else read_runs(workdir)
   planned = len(pd.read_parquet(design)) if design.is_file() else None
   if not options.split:
     return {"all": runs}, planned

@@ -77,7 +77,7 @@ class Group:
       result = task.evaluate(params, test)
       yield {
         **job.name,
-        "epsilon": _noise.epsilon(job.mechanism, job.num_steps, delta),
+        "executed_epsilon": _noise.epsilon(job.mechanism, job.num_steps, delta),
         "delta": delta,
         "accuracy": result["accuracy"],
         "test_loss": result["loss"],
@@ -228,7 +228,7 @@ def run_survey(
     survey: what to run.
     workdir: gets ``design.parquet`` before anything runs, ``plan.parquet`` with
       the noise, ``runs.jsonl``, a line as soon as a run ends, and
-      ``runs.parquet`` in the end.
+      ``runs.parquet``, all of them, in the end.
     minutes: begin nothing after so long; None for no limit.
     progress: show a progress bar.
 
@@ -258,11 +258,24 @@ def run_survey(
           break
       if not complete:
         break
-  runs = pd.DataFrame(list(journal)).sort_values("run")
   partial = workdir / f"runs.parquet.{os.getpid()}"
-  runs.to_parquet(partial, index=False)
+  read_runs(workdir).to_parquet(partial, index=False)
   partial.replace(workdir / "runs.parquet")
   return complete
+
+
+def read_runs(workdir: str | os.PathLike[str]) -> pd.DataFrame:
+  """The runs of a survey that are there, also while others are under way.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  path = pathlib.Path(workdir) / "runs.jsonl"
+  if not (rows := list(Journal(path))):
+    raise FileNotFoundError(
+      f"{path} holds no run: run the survey first, with scripts/study.py."
+    )
+  return pd.DataFrame(rows).sort_values("run", ignore_index=True)
 
 
 def _left(

@@ -80,7 +80,8 @@ def _cells(sets: Sets) -> list[list[str]]:
       size, delta = one.get("num_examples"), one.get("delta")
       leaks = None not in (size, delta) and delta > 1 / size
       words = [str(one[k]) for k in by if k != "epsilon"]
-      epsilon = cell["epsilon"].max() if "epsilon" in cell else None
+      spent = [c for c in ("executed_epsilon", "epsilon") if c in cell]
+      epsilon = cell[spent[0]].max() if spent else None
       rows.append(
         [
           "" if number else name,
