@@ -268,3 +268,6 @@ def test_another_survey_is_refused(undisturbed):
   law = {**survey().law, "seed": 2}
   with pytest.raises(ValueError, match="holds another design"):
     run_survey(survey(law=law), undisturbed, progress=False)
+  base = {**BASE, "optimizer": {**BASE["optimizer"], "momentum": 0.5}}
+  with pytest.raises(ValueError, match="optimizer was"):
+    run_survey(survey(base=base), undisturbed, progress=False)

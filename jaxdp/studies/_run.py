@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxdp.studies import _psasc, _report
+from jaxdp.studies import _psasc, _report, _workdir
 from jaxdp.studies._design import Design, Run
 from jaxdp.studies._summary import Rows, chosen, select
 from jaxdp.studies._sweep import Results
@@ -80,10 +79,7 @@ def run(
     ValueError: the runs in ``workdir`` are of another base.
   """
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  _check(design, workdir)
-  shared = json.dumps(_shared(design), indent=1, ensure_ascii=False)
-  (workdir / _DESIGN).write_text(shared + "\n", "utf-8")
+  _workdir.claim(workdir, _DESIGN, _shared(design))
   results = Results(workdir / "results.jsonl")
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
   workers = Workers(design, jax.local_devices())
@@ -111,7 +107,7 @@ def report(
     command: how to run the study again, to be shown.
   """
   workdir = pathlib.Path(workdir)
-  _check(design, workdir)
+  _workdir.check(workdir, _DESIGN, _shared(design))
   results = Results(workdir / "results.jsonl")
   # Runs of a design before, or of a choice that more tuning has changed, stay
   # in the file and out of the report.
@@ -121,24 +117,4 @@ def report(
 
 def _shared(design: Design) -> dict[str, Any]:
   """What every run depends on and its line in the results does not say."""
-  shared = {**design.base, "num_validation": design.num_validation}
-  loaded: dict[str, Any] = json.loads(json.dumps(shared))
-  return loaded
-
-
-def _check(design: Design, workdir: pathlib.Path) -> None:
-  """Refuses to mix runs of different bases."""
-  path = workdir / _DESIGN
-  if not path.exists():
-    return
-  before, now = json.loads(path.read_text("utf-8")), _shared(design)
-  changed = [
-    f"{name} was {before.get(name)} and is {now.get(name)}"
-    for name in sorted({*before, *now})
-    if before.get(name) != now.get(name)
-  ]
-  if changed:
-    raise ValueError(
-      f"{workdir} holds runs of another design: {'; '.join(changed)}. Take "
-      "another workdir, or the config of before."
-    )
+  return {**design.base, "num_validation": design.num_validation}

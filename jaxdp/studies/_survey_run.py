@@ -25,7 +25,7 @@ from tqdm import tqdm
 from jaxdp import experiment
 from jaxdp.experiment import ExperimentConfig
 from jaxdp.mechanism import Mechanism
-from jaxdp.studies import _noise, design
+from jaxdp.studies import _noise, _workdir, design
 from jaxdp.studies._journal import Journal
 from jaxdp.studies._lanes import Job, Lanes, best
 from jaxdp.studies._stream import Program
@@ -226,9 +226,9 @@ def run_survey(
 
   Args:
     survey: what to run.
-    workdir: gets ``design.parquet`` before anything runs, ``plan.parquet`` with
-      the noise, ``runs.jsonl``, a line as soon as a run ends, and
-      ``runs.parquet``, all of them, in the end.
+    workdir: gets ``survey.json``, what all runs share, and ``design.parquet``
+      before anything runs, ``plan.parquet`` with the noise, ``runs.jsonl``, a
+      line as soon as a run ends, and ``runs.parquet``, all of them, in the end.
     minutes: begin nothing after so long; None for no limit.
     progress: show a progress bar.
 
@@ -282,7 +282,7 @@ def _left(
   survey: Survey, workdir: pathlib.Path, progress: bool
 ) -> tuple[list[dict[str, Any]], Journal]:
   """The runs that are not there yet, and those that are."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  _workdir.claim(workdir, "survey.json", survey.base)
   table = plan(survey, workdir, progress=progress)
   journal = Journal(workdir / "runs.jsonl")
   made = {row["run"] for row in journal}
