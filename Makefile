@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := data,studies,dev
+EXTRAS := data,studies,ray,dev
 CODE := $(wildcard jaxdp tests scripts configs benchmarks)
 
 CONFIG ?= configs/digits.py

@@ -24,7 +24,7 @@ from benchmarks import _models, _timing
 from jaxdp import noise
 from jaxdp.studies._lanes import Job, Lanes, best
 from jaxdp.studies._stream import Program
-from jaxdp.studies._survey_run import chunk_size
+from jaxdp.studies._survey_groups import chunk_size
 
 _MODEL = flags.DEFINE_string(
   "model", "logistic", "logistic, mlp, or one of benchmarks/_models.py."
@@ -112,8 +112,8 @@ def main(argv: list[str]) -> None:
   alone = _lanes(task, jobs, 1)
   variants = {
     "loop over vmap(grad)": _loop(task, jobs),
-    "alone": lambda: [params for _, params in alone(jobs)],
-    f"{wide.width} lanes": lambda: [params for _, params in wide(jobs)],
+    "alone": lambda: [state.params for _, state in alone(jobs)],
+    f"{wide.width} lanes": lambda: [state.params for _, state in wide(jobs)],
   }
   rounds = 1 if _timing.QUICK.value else min(_timing.ROUNDS.value, 3)
   seconds = np.empty((len(variants), rounds))

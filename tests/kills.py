@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import subprocess
 import sys
 import tempfile
@@ -45,22 +46,27 @@ def train(workdir):
   )
 
 
-def start(workdir):
-  """A child on one device that trains there, and finds compiled programs."""
+def start(module, *arguments, **environment):
+  """A child on one device that runs a module, and finds compiled programs."""
   environment = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": "",
+    **environment,
   }
   environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
   return subprocess.Popen(
-    [sys.executable, "-m", "tests.kills", f"--child={workdir}"],
+    [sys.executable, "-m", module, *arguments],
     cwd=_ROOT,
     env=environment,
     stdout=subprocess.PIPE,
     text=True,
   )
+
+
+def start_training(workdir):
+  return start("tests.kills", f"--child={workdir}")
 
 
 def outcome(workdir):
@@ -83,37 +89,67 @@ def where(workdir):
   return f"checkpoint at {step}, {json.loads(text)['next_step']} steps charged"
 
 
-def kill_again_and_again(workdir, kills, seed, say=print):
-  """Kills the run so many times, lets it finish, and returns its outcome."""
+def again_and_again(start, kills, seed, most_lines, seconds, say):
+  """Kills a child so many times, and lets the last one finish.
+
+  Args:
+    start: of a child, which prints a line now and then.
+    kills: how many.
+    seed: of the moments.
+    most_lines: that a child prints before it is killed.
+    seconds: within which some are killed, whatever they have printed by then.
+    say: called with the number of each kill.
+  """
   rng = random.Random(seed)
-  killed = 0
-  while killed < kills:
-    child = start(workdir)
-    if rng.random() < 0.8:
-      for _ in range(rng.randrange(1, 8)):
-        child.stdout.readline()  # an evaluation
-      delay = rng.uniform(0, 0.1)
-    else:
-      delay = rng.uniform(0, 3)  # during start, restore, compilation
+  for kill in range(1, kills + 1):
+    child = start()
+    early = rng.random() < 0.2  # during start, restore, compilation
+    wait_for_lines(
+      child,
+      count=rng.randint(1, most_lines),
+      seconds=rng.uniform(0, seconds) if early else 600,
+    )
     try:
-      child.wait(delay)
+      child.wait(rng.uniform(0, 0.1))
     except subprocess.TimeoutExpired:
       child.kill()
     child.stdout.close()
     code = child.wait()
-    if code == 0:
-      raise AssertionError(f"the run ended after {killed} kills: too short")
+    assert code != 0, f"the child ended after {kill - 1} kills: too short"
     assert code == -9, f"the child failed by itself, with status {code}"
-    killed += 1
-    say(f"kill {killed:2}: {where(workdir)}")
-  finish(workdir)
-  return outcome(workdir)
+    say(kill)
+  finish(start())
 
 
-def finish(workdir):
-  child = start(workdir)
+def wait_for_lines(child, count, seconds):
+  """Until a child has printed so many lines, has ended, or time is over."""
+  end = time.monotonic() + seconds
+  pipe = child.stdout.fileno()
+  while count > 0:
+    left = max(0, end - time.monotonic())
+    ready, _, _ = select.select([pipe], [], [], left)
+    text = os.read(pipe, 1) if ready else b""
+    if not text:
+      return
+    count -= text == b"\n"
+
+
+def finish(child):
   child.communicate()
   assert child.returncode == 0, f"the child ended with {child.returncode}"
+
+
+def kill_again_and_again(workdir, kills, seed, say=print):
+  """Kills the run so many times, lets it finish, and returns its outcome."""
+  again_and_again(
+    lambda: start_training(workdir),
+    kills,
+    seed,
+    most_lines=7,  # evaluations
+    seconds=3,
+    say=lambda kill: say(f"kill {kill:2}: {where(workdir)}"),
+  )
+  return outcome(workdir)
 
 
 def main():
@@ -128,7 +164,7 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     whole, run = pathlib.Path(folder) / "whole", pathlib.Path(folder) / "run"
     begin = time.monotonic()
-    finish(whole)
+    finish(start_training(whole))
     expected = outcome(whole)
     print(f"undisturbed: {time.monotonic() - begin:.0f} s, {_STEPS} steps")
     print(f"parameters   sha256 {expected[0]}")

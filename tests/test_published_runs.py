@@ -90,7 +90,7 @@ def test_rank_correlations_are_the_published(sets, name):
       num_bootstrap=20,
     ).mean
     for column, low in (
-      ("lr*C", False),
+      ("rate", False),
       ("q", False),
       ("epochs", False),
       ("epochs", True),

@@ -7,6 +7,7 @@ from scipy import stats
 
 from jaxdp.studies import analysis, design
 from jaxdp.studies.analysis import _ridge
+from jaxdp.studies.analysis._verdicts import MATTERS
 
 LAWS = [
   design.Factor("lr", 1e-3, 10.0, scale="log"),
@@ -50,6 +51,26 @@ def test_the_ridge_has_the_slope_it_was_made_with(slope):
   assert found.num_seeds == 60
 
 
+def test_where_lr_is_the_rate_the_best_does_not_move():
+  """A band wider than it is long: its axis may point anywhere."""
+
+  def accuracy(t):
+    return np.exp(-((np.log(t.lr) / 8) ** 2))
+
+  runs = study(accuracy, noise=0.08)
+  found = analysis.ridge(
+    runs, context=["dataset"], orthogonal=False, num_bootstrap=200
+  )
+  assert -0.5 < found.low < 0 < found.high < 0.5
+  assert analysis.rate_name(runs) == "lr C"
+  told = judged(runs.assign(rate=runs.lr))
+  still = "The best learning rate does not move with the clip norm."
+  assert told.verdict[still] == "supported"
+  assert told.verdict["The clip norm matters only through the rate."] == (
+    "supported"
+  )
+
+
 def test_a_ridge_needs_runs():
   with pytest.raises(ValueError, match="a slope needs three"):
     analysis.ridge(study(on_ridge(-1), num_runs=15), context=["dataset"])
@@ -86,15 +107,53 @@ def test_the_lowest_quarter_is_where_lr_c_is_small():
 
 
 def test_the_product_explains_what_depends_on_the_product():
-  runs = study(on_ridge(-1))
-  one, both = (
-    analysis.explained(runs, names, context=["dataset"], num_trees=32)
-    for names in (["lr*C"], ["lr", "C"])
+  runs = study(on_ridge(-1), num_runs=120)
+  one, both, none = (
+    analysis.explained(runs, names, context=["dataset"])
+    for names in (["rate"], ["lr", "C"], ["epochs"])
   )
-  assert one > 0.9
-  assert one > both
-  none = analysis.explained(runs, ["epochs"], context=["dataset"], num_trees=8)
+  assert one > 0.95
+  assert one == pytest.approx(both, abs=0.02)
   assert none < 0.1
+
+
+def test_a_gain_is_the_share_of_all_components_with_a_column():
+  """Of two independent factors, with noise: f = x + y + xy, x and y normal."""
+  rng = np.random.default_rng(0)
+  x, y = rng.standard_normal((2, 300))
+  runs = pd.DataFrame({"x": x, "y": y})
+  runs["accuracy"] = x + y + x * y + rng.standard_normal(300)
+  found = analysis.gain(runs, ["y"], ["x"], num_bootstrap=200)
+  assert found.low < 2 / 4 < found.high
+  assert found.r2 == pytest.approx(3 / 4, abs=0.06)
+  none = analysis.gain(runs.assign(accuracy=x), ["y"], ["x"], num_bootstrap=200)
+  assert abs(none.mean) < 0.01
+
+
+def through_lr_c(weight):
+  """A ridge of lr C with slopes, and of C alone as much as the weight."""
+
+  def accuracy(t):
+    away = np.log(t.lr * t.C) + 4
+    return np.exp(-((away / 4) ** 2)) + weight * np.log(t.C) / 9.2
+
+  return accuracy
+
+
+@pytest.mark.parametrize(
+  "weight, verdict", [(0.0, "supported"), (0.5, "not supported")]
+)
+def test_whether_c_matters_but_through_the_rate_is_seen(weight, verdict):
+  """The control: C alone with a seventh of the variance."""
+  for small in (False, True):
+    found = analysis.through_rate(
+      study(through_lr_c(weight), num_runs=200),
+      small=small,
+      context=["dataset"],
+      num_bootstrap=200,
+    )
+    says = max(found.high, -found.low) < MATTERS, found.low > MATTERS
+    assert says == (verdict == "supported", verdict == "not supported")
 
 
 # Seeds.
@@ -171,12 +230,9 @@ def judged(runs):
   table = analysis.verdicts(
     runs, shares, context=["dataset"], num_bootstrap=100
   )
-  assert list(table.columns) == [
-    "conjecture",
-    "verdict",
-    "evidence",
-    "confidence",
-  ]
+  columns = ["conjecture", "verdict", "evidence", "confidence"]
+  columns += ["number", "value", "low", "high"]
+  assert list(table.columns) == columns
   return table.set_index("conjecture")
 
 

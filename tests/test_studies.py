@@ -347,6 +347,21 @@ def test_a_report_stands_alone_and_leaves_out_other_designs(finished):
   assert {r["rate"] for r in rows.of(kept) if r["stage"] == "tuning"} == {0.5}
 
 
+def test_a_page_and_a_statement_say_how_many_runs_saw_the_data(finished):
+  """Also those that a narrower design leaves out."""
+  rows = studies.Results(finished / "results.jsonl").rows
+  said = f"{len(rows)} runs of this study saw this data"
+  narrower = dataclasses.replace(DESIGN, rates=(0.5,), seeds=(2,))
+  for design in (DESIGN, narrower):
+    assert said in studies.report(design, finished).read_text()
+  for one in (rows[0], rows[-1]):
+    statement = studies.statement(narrower, finished, one)
+    assert said in " ".join(statement.assumptions)
+    assert statement.epsilon == one["epsilon"]
+    assert statement.delta == one["delta"]
+    assert statement.seed_policy == "named"
+
+
 def test_programs_are_shared_by_runs_that_differ_in_numbers():
   sweep = studies.Sweep(DESIGN)
   runs = [r for r in DESIGN.tuning() if r.arm == "PSASC"]

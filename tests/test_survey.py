@@ -2,7 +2,6 @@
 beside it, and is made once."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,10 @@ import pandas as pd
 import pytest
 
 import jaxdp
-from jaxdp import clipping, noise
+from jaxdp import clipping, noise, studies
 from jaxdp.sampling import FixedSize, Poisson
-from jaxdp.studies import Survey, _lanes, _stream, _survey_run, run_survey
+from jaxdp.studies import Survey, _lanes, _stream, _survey_groups
+from jaxdp.studies._journal import Journal
 from jaxdp.studies._survey_run import read_runs
 from tests.test_experiment import small
 
@@ -89,7 +89,12 @@ def all_alone(make_rule):
 def test_a_run_in_a_stream_is_the_run_by_itself(make_rule, width):
   program = _stream.Program(loss_fn, make_optimizer)
   lanes = _lanes.Lanes(program, DATA, make_params, size=32, width=width)
-  found = {one.name: params for one, params in lanes(jobs(make_rule))}
+  found = {}
+  for one, state in lanes(jobs(make_rule)):
+    found[one.name] = state.params
+    assert _survey_groups.executed_steps(one, state) == one.num_steps
+    with pytest.raises(RuntimeError, match=f"made {one.num_steps} releases"):
+      _survey_groups.executed_steps(one._replace(num_steps=99), state)
   for name, params in all_alone(make_rule).items():
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5),
@@ -154,6 +159,14 @@ SAMPLER = {"sampler": {"name": "Poisson"}}
 BASE = small(model={"name": "mlp", "num_classes": 10}) | SAMPLER
 
 
+def run_survey(survey, workdir, **options):
+  """On one device: of the others, `test_executors.py` has the tests."""
+  executor = studies.LocalExecutor(jax.local_devices()[:1])
+  return studies.run_survey(
+    survey, workdir, progress=False, executor=executor, **options
+  )
+
+
 def survey(**changes):
   values = {
     "base": BASE,
@@ -215,16 +228,16 @@ def test_surveys_that_lack_something_are_refused():
 def test_runs_that_differ_in_numbers_share_a_group():
   two = survey(cells=[CELL, {**CELL, "epsilon": 1.0}])
   rows = two.table().to_dict("records")
-  found = _survey_run.groups(two, rows)
+  found = _survey_groups.groups(two, rows)
   assert sum(len(group.rows) for group in found) == len(rows)
-  sizes = {_survey_run.chunk_size(row) for row in rows}
+  sizes = {_survey_groups.chunk_size(row) for row in rows}
   assert len(found) == len(sizes)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("survey")
-  assert run_survey(survey(), workdir, progress=False)
+  assert run_survey(survey(), workdir)
   return workdir
 
 
@@ -232,6 +245,7 @@ def test_a_survey_keeps_every_run_with_its_epsilon(undisturbed):
   planned = pd.read_parquet(undisturbed / "plan.parquet")
   runs = pd.read_parquet(undisturbed / "runs.parquet")
   assert runs.run.tolist() == planned.run.tolist() == list(range(4))
+  assert (runs.executed_steps == runs.num_steps).all()
   assert runs.executed_epsilon.between(7.5, 8.0).all()
   assert (runs.epsilon == 8.0).all()  # the cell's
   assert runs.accuracy.between(0, 1).all()
@@ -242,20 +256,35 @@ def test_a_survey_keeps_every_run_with_its_epsilon(undisturbed):
   assert runs.executed_epsilon[2] == mechanism.epsilon(steps, runs.delta[2])
 
 
-def test_a_survey_goes_on_where_it_was_stopped(undisturbed, tmp_path):
+def test_a_statement_of_a_run_says_how_many_runs_saw_the_data(undisturbed):
+  runs = read_runs(undisturbed)
+  for _, one in runs.iterrows():
+    statement = studies.statement(survey(), undisturbed, one)
+    assert statement.epsilon == one["executed_epsilon"]
+    assert statement.num_steps == one["executed_steps"]
+    text = " ".join(statement.assumptions)
+    assert f"{len(runs)} runs of this study saw this data" in text
+
+
+def test_a_survey_goes_on_where_it_was_stopped(
+  undisturbed, tmp_path, monkeypatch
+):
   for name in ("design.parquet", "plan.parquet"):
     (tmp_path / name).write_bytes((undisturbed / name).read_bytes())
-  complete = itertools.takewhile(
-    lambda done: not done,
-    (
-      run_survey(survey(), tmp_path, minutes=0, progress=False)
-      for _ in range(20)
-    ),
-  )
-  for number, _ in enumerate(complete, 1):
+  add = Journal.add
+
+  def add_and_crash(self, row):
+    add(self, row)
+    raise InterruptedError
+
+  monkeypatch.setattr(Journal, "add", add_and_crash)
+  for number in range(1, 5):
+    with pytest.raises(InterruptedError):
+      run_survey(survey(), tmp_path)
     assert len(read_runs(tmp_path)) == number
     path = tmp_path / "runs.jsonl"  # a crash cuts the last line short
     path.write_text(path.read_text() + '{"run": ')
+  assert run_survey(survey(), tmp_path)
   pd.testing.assert_frame_equal(
     pd.read_parquet(tmp_path / "runs.parquet"),
     pd.read_parquet(undisturbed / "runs.parquet"),
@@ -264,10 +293,20 @@ def test_a_survey_goes_on_where_it_was_stopped(undisturbed, tmp_path):
   assert read_runs(tmp_path).run.tolist() == list(range(4))
 
 
+def test_no_run_begins_after_the_deadline(undisturbed, tmp_path):
+  for name in ("design.parquet", "plan.parquet"):
+    (tmp_path / name).write_bytes((undisturbed / name).read_bytes())
+  assert not run_survey(survey(), tmp_path, minutes=0)
+  assert not (tmp_path / "runs.parquet").exists()
+  (group, *_) = _survey_groups.groups(survey(), survey().table().assign(
+    noise_multiplier=1.0).to_dict("records"))  # fmt: skip
+  assert not list(group(seconds=0))
+
+
 def test_another_survey_is_refused(undisturbed):
   law = {**survey().law, "seed": 2}
   with pytest.raises(ValueError, match="holds another design"):
-    run_survey(survey(law=law), undisturbed, progress=False)
+    run_survey(survey(law=law), undisturbed)
   base = {**BASE, "optimizer": {**BASE["optimizer"], "momentum": 0.5}}
   with pytest.raises(ValueError, match="optimizer was"):
-    run_survey(survey(base=base), undisturbed, progress=False)
+    run_survey(survey(base=base), undisturbed)

@@ -14,7 +14,12 @@ import pandas as pd
 import pytest
 
 from jaxdp import studies
-from jaxdp.studies import _survey_findings, _survey_report, design
+from jaxdp.studies import (
+  _survey_compare,
+  _survey_findings,
+  _survey_report,
+  design,
+)
 from jaxdp.studies._survey_report import Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -24,6 +29,7 @@ FIGURES = (
   "interactions",
   "ridge",
   "ranks",
+  "rate",
   "ice",
   "ale",
   "ale_interactions",
@@ -45,7 +51,7 @@ REPORT = {
 }
 
 
-def made_up(num_runs=90, seeds=True):
+def made_up(num_runs=120, seeds=True):
   """Accuracy is a ridge of lr C = 1; epochs and q do nothing."""
   cells = [
     {"set": s, "dataset": d, "model": "a<b>", "num_examples": 1000}
@@ -109,6 +115,9 @@ def test_what_was_built_in_is_found(written):
   ridge = "Learning rate and clip norm are inversely related, lr C constant."
   assert says[ridge] == "supported"
   assert says["Learning rate and clip norm interact."] == "supported"
+  through = "The clip norm matters only through the rate."
+  assert says[through] == says[f"Where it is small, t{through[1:]}"]
+  assert says[through] == "supported"
   assert says["Batch size matters most."] == "not supported"
   batch = "The nominal batch size is the one that trained."
   assert says[batch] == "not supported"
@@ -140,11 +149,12 @@ def test_the_page_says_what_the_tables_say(written):
 
 def test_the_page_says_how_far_it_can_be_trusted(written):
   words = text_of((written / "report.html").read_text("utf-8"))
-  assert "305 runs of 310 that are planned" in words
+  assert "395 runs of 400 that are planned" in words
   assert "lr log-uniform on (0.01, 10)" in words
-  assert "20 points ran with 3 seeds each" in words
-  assert "between seeds the accuracy has a standard deviation of" in words
-  assert "The choice among runs is not charged" in words
+  assert "points ran with 3 seeds each" in words
+  assert "Between seeds the accuracy has a standard deviation of" in words
+  assert "Tuning is not charged: 395 runs of this study saw this data" in words
+  assert re.search(r"What runs saw: \d+ x, \d+ y, \d+ z\.", words)
   assert "δ is above 1/N" in words
   assert "The sampling probability that trained is between 0.5" in words
 
@@ -160,11 +170,54 @@ def test_the_page_stands_alone_and_is_escaped(written):
   assert "<image" in page  # many curves are one picture, inside the page
 
 
+def numbers_of(folder, **values):
+  """A folder as a report leaves it: each number within 0.1."""
+  folder.mkdir()
+  rows = [("all", name, x, x - 0.1, x + 0.1) for name, x in values.items()]
+  columns = ["set", "number", "value", "low", "high"]
+  pd.DataFrame(rows, columns=columns).to_csv(
+    folder / "numbers.csv", index=False
+  )
+  return folder
+
+
+def test_surveys_are_compared_number_by_number(written, tmp_path):
+  here = numbers_of(tmp_path / "a", one=0.5, two=0.5, three=1.0)
+  there = numbers_of(tmp_path / "b", one=0.6, two=0.8, four=1.0)
+  table = studies.compare_surveys([here, there, written])
+  sets = [f"{written.name}, {name}" for name in ("one", "two")]
+  assert list(dict.fromkeys(table.survey)) == ["a", "b", *sets]
+  found = table[table.survey == "b"].set_index("number")
+  assert found.difference["one"] == pytest.approx(0.1)
+  reach = 0.1 * 2**0.5  # of two independent intervals
+  assert found.difference_low["one"] == pytest.approx(0.1 - reach)
+  assert found.difference_low["two"] > 0
+  assert np.isnan(found.difference["four"])
+  section = _survey_compare.section(table)
+  rows = {row[0]: row for row in section.table}
+  assert rows["two"][2].startswith("▲")
+  assert not rows["one"][2].startswith("▲")
+  assert rows["four"][1] == rows["three"][2] == ""
+  with pytest.raises(FileNotFoundError, match="make that report first"):
+    studies.compare_surveys([tmp_path])
+
+
+def test_under_a_rule_that_divides_by_c_lr_is_the_rate():
+  runs = pd.DataFrame({"lr": [2.0, 3.0], "C": [4.0, 5.0]})
+  base = {"base": {"rule": {"name": "normalized"}}}
+  rated = _survey_report._rated(runs, base)
+  assert list(rated.rate) == [2, 3]
+  base["base"]["rule"]["name"] = "flat"
+  assert "rate" not in _survey_report._rated(runs, base)
+  both = runs.assign(rule=["flat", "normalized"])
+  assert list(_survey_report._rated(both, base).rate) == [8, 3]
+
+
 def test_cells_without_runs_are_not_drawn():
   rng = np.random.default_rng(0)
   x = rng.random(400)
   runs = pd.DataFrame({"C": x, "lr": x + 0.01 * rng.random(400)})
-  found = type("Found", (), {"runs": runs, "model": lambda _, t: t.C * t.lr})
+  found = type("Found", (), {"points": runs, "model": lambda _, t: t.C * t.lr})
   from jaxdp.studies import _survey_curves
 
   _, _, effect = _survey_curves._second_order(found(), ("C", "lr"))

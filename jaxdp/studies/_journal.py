@@ -25,15 +25,16 @@ class Journal:
   def __iter__(self) -> Iterator[dict[str, Any]]:
     yield from map(json.loads, self._whole_lines().splitlines())
 
-  def _whole_lines(self) -> str:
-    text = self._path.read_text("utf-8") if self._path.exists() else ""
-    return text[: text.rfind("\n") + 1]
+  def _whole_lines(self) -> bytes:
+    data = self._path.read_bytes() if self._path.exists() else b""
+    return data[: data.rfind(b"\n") + 1]
 
   def add(self, value: Mapping[str, Any]) -> dict[str, Any]:
     """Keeps an object, and returns it as it will be read."""
-    if not self._is_whole:
-      self._path.write_text(self._whole_lines(), "utf-8")
-      self._is_whole = True
+    if not self._is_whole and self._path.exists():
+      # Cut, never written anew: a crash in between would lose all lines.
+      os.truncate(self._path, len(self._whole_lines()))
+    self._is_whole = True
     line = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False)
     with self._path.open("a", encoding="utf-8") as file:
       file.write(line + "\n")

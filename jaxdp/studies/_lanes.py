@@ -8,6 +8,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,14 @@ class Job(NamedTuple):
   learning_rate: float
   num_steps: int
   seed: int  # of sampling and noise
+
+
+class _Segment(NamedTuple):
+  """A call of the program; jobs by lane."""
+
+  begins: dict[int, Job]
+  chunks: Chunks
+  ends: dict[int, Job]
 
 
 class Lanes:
@@ -64,19 +73,12 @@ class Lanes:
       donate_argnums=0,
     )
 
-  def __call__(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, PyTree]]:
-    """Each job with its released parameters, as they end."""
-    left = iter(jobs)
-    lanes: list[tuple[Job, Reader] | None] = [None] * self.width
+  def __call__(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, RunState]]:
+    """Each job with its last state, as they end."""
     state: Any = None
     numbers: Any = None
-    while True:
-      for lane in range(self.width):
-        if lanes[lane] is not None:
-          continue
-        if (job := next(left, None)) is None:
-          continue
-        lanes[lane] = job, self._reader(job)
+    for segment in _ahead(self._segments(iter(jobs))):
+      for lane, job in segment.begins.items():
         mine, one = self._begin(job)
         if state is None:
           state, numbers = jax.tree.map(
@@ -84,13 +86,30 @@ class Lanes:
           )
         numbers = jax.tree.map(functools.partial(_with, lane), numbers, mine)
         state = self._put(state, lane, one)
+      state = self._advance(state, numbers, self._data, segment.chunks)
+      for lane, job in segment.ends.items():
+        yield job, _take(state, lane)
+
+  def _segments(self, jobs: Iterator[Job]) -> Iterator["_Segment"]:
+    """Which job lies where, and when: known before anything runs."""
+    lanes: list[tuple[Job, Reader] | None] = [None] * self.width
+    while True:
+      begins = {}
+      for lane, place in enumerate(lanes):
+        if place is None and (job := next(jobs, None)) is not None:
+          begins[lane] = job
+          lanes[lane] = job, self._reader(job)
       if not any(lanes):
         return
-      state = self._advance(state, numbers, self._data, self._read(lanes))
-      for lane, place in enumerate(lanes):
-        if place is not None and place[1].done:
-          lanes[lane] = None
-          yield place[0], _take(state.params, lane)
+      chunks = self._read(lanes)
+      ends = {
+        lane: place[0]
+        for lane, place in enumerate(lanes)
+        if place is not None and place[1].done
+      }
+      for lane in ends:
+        lanes[lane] = None
+      yield _Segment(begins, chunks, ends)
 
   def seconds(self, jobs: Sequence[Job]) -> float:
     """How long a segment takes, all lanes at work; inf if it does not fit."""
@@ -159,7 +178,16 @@ def _side_by_side(program: Program, width: int) -> Callable[..., RunState]:
   return alone
 
 
-def _take(tree: PyTree, place: int) -> PyTree:
+def _ahead(segments: Iterator[_Segment]) -> Iterator[_Segment]:
+  """The same, each drawn by a thread while the one before runs."""
+  with ThreadPoolExecutor(1) as thread:
+    future = thread.submit(next, segments, None)
+    while (segment := future.result()) is not None:
+      future = thread.submit(next, segments, None)
+      yield segment
+
+
+def _take(tree: Any, place: int) -> Any:
   return jax.tree.map(lambda x: x[place], tree)
 
 

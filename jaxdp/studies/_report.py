@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import report
+from jaxdp import accounting, report
 from jaxdp.studies import _figures, _psasc
 from jaxdp.studies._design import Design, Overrides
 from jaxdp.studies._summary import (
@@ -19,11 +19,15 @@ from jaxdp.studies._summary import (
 
 
 def write(
-  design: Design, rows: Rows, path: pathlib.Path, command: str
+  design: Design,
+  rows: Rows,
+  path: pathlib.Path,
+  command: str,
+  num_runs: int,
 ) -> pathlib.Path:
-  """Writes the page from the runs that are there."""
+  """Writes the page from these rows, of so many runs that saw the data."""
   reference = str(design.options.get("reference", next(iter(design.arms))))
-  sections = [_question(design, rows, command)]
+  sections = [_question(design, rows, command, num_runs)]
   sections += [
     _arms(design, rows, setting, reference)
     for setting in design.settings
@@ -70,7 +74,9 @@ def _seeds(values: Sequence[Any]) -> str:
   return f"seed{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
 
 
-def _question(design: Design, rows: Rows, command: str) -> report.Section:
+def _question(
+  design: Design, rows: Rows, command: str, num_runs: int
+) -> report.Section:
   base = design.base
   data, training = base["data"], base["training"]
   evaluated = select(rows, stage="evaluation")
@@ -86,9 +92,10 @@ def _question(design: Design, rows: Rows, command: str) -> report.Section:
     f"{min(rates):g} to {max(rates):g}; what is shown is the test accuracy of "
     f"{len(seeds)} further seeds, with Student's 95 % interval. Arms with "
     "equal seeds draw the same batches and noise, and differences are taken "
-    "seed by seed. ε covers the examples that train, towards those who do not "
-    "know the seeds, which are named; neither the validation rows nor the "
-    "choice among runs are covered.",
+    "seed by seed.",
+    "ε covers the examples that train, towards those who do not know the "
+    "seeds, which are named; validation rows are not covered. "
+    + accounting.RunFacts(num_runs=num_runs).tuning,
   ]
   settings = [["setting", "noise multiplier", "ε", "δ"]]
   for name in design.settings:

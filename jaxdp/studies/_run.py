@@ -21,6 +21,7 @@ from jaxdp.studies._workers import Workers
 # Times that the rates of an arm grow by one where the best is at their edge.
 _MOST_EXTENSIONS = 8
 _DESIGN = "design.json"
+_RESULTS = "results.jsonl"
 
 
 def stages(design: Design, results: Results) -> Iterator[list[Run]]:
@@ -62,6 +63,7 @@ def run(
   *,
   minutes: float | None = None,
   progress: bool = True,
+  resume: bool = True,
 ) -> bool:
   """Makes the runs that are not there yet, one at a time on each local device.
 
@@ -71,16 +73,20 @@ def run(
       all runs share. The same design goes on where a call before was stopped.
     minutes: begin no run after so long; None for no limit.
     progress: show a progress bar.
+    resume: False refuses a ``workdir`` that holds runs.
 
   Returns:
     Whether all runs are there.
 
   Raises:
-    ValueError: the runs in ``workdir`` are of another base.
+    ValueError: the runs in ``workdir`` are of another base, or are there
+      without ``resume``.
   """
   workdir = pathlib.Path(workdir)
+  if not resume:
+    _workdir.check_new(workdir / _RESULTS)
   _workdir.claim(workdir, _DESIGN, _shared(design))
-  results = Results(workdir / "results.jsonl")
+  results = Results(workdir / _RESULTS)
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
   workers = Workers(design, jax.local_devices())
   for stage in stages(design, results):
@@ -108,11 +114,13 @@ def report(
   """
   workdir = pathlib.Path(workdir)
   _workdir.check(workdir, _DESIGN, _shared(design))
-  results = Results(workdir / "results.jsonl")
+  results = Results(workdir / _RESULTS)
   # Runs of a design before, or of a choice that more tuning has changed, stay
-  # in the file and out of the report.
+  # in the file and out of the report; but they saw the data, and count.
   rows = results.of(r for stage in stages(design, results) for r in stage)
-  return _report.write(design, rows, workdir / "report.html", command)
+  return _report.write(
+    design, rows, workdir / "report.html", command, num_runs=len(results.rows)
+  )
 
 
 def _shared(design: Design) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jaxdp.studies._survey_style import (
   WIDTH,
   grid,
   label,
+  log_scale,
   name_sets,
   panels,
   styled,
@@ -59,7 +60,7 @@ def ice(sets: Sets) -> Figure:
 def _ice(one: Any, found: Findings, name: str) -> None:
   grid, values, runs = analysis.ice(
     found.model,
-    found.runs,
+    found.points,
     name,
     kind="centred",
     num_points=40,
@@ -76,7 +77,7 @@ def _ice(one: Any, found: Findings, name: str) -> None:
   one.plot(grid, values.mean(axis=0), color="#171b21", lw=1.5)
   one.autoscale_view()
   if found.is_log(name):
-    one.set_xscale("log")
+    log_scale(one.xaxis, grid)
   one.set_xlabel(f"{label(name)} (colour: {partner})")
   one.grid()
 
@@ -88,13 +89,13 @@ def ale(sets: Sets) -> Figure:
   figure, axes = grid(1, len(names), 2.4, sharey=True)
   for one, name in zip(axes[0], names, strict=True):
     for (title, found), color in zip(sets.items(), COLORS * 4, strict=False):
-      table = analysis.ale(found.model, found.runs, name, num_bins=30)
+      table = analysis.ale(found.model, found.points, name, num_bins=30)
       one.plot(table.value, table.effect, color=color, lw=1.4, label=title)
       one.fill_between(
         table.value, table.low, table.high, color=color, alpha=0.18, lw=0
       )
       if found.is_log(name):
-        one.set_xscale("log")
+        log_scale(one.xaxis, table.value)
     one.axhline(0, color="0.5", lw=0.8)
     one.set_xlabel(label(name))
     one.grid()
@@ -137,14 +138,14 @@ def _second_order(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Edges of both, and the mean of its corners in each cell that has runs."""
   table = analysis.ale_interaction(
-    found.model, found.runs, pair, num_bins=10, num_bootstrap=2
+    found.model, found.points, pair, num_bins=10, num_bootstrap=2
   )
   corners = table.pivot(index=pair[0], columns=pair[1], values="effect")
   x, y = corners.index.to_numpy(), corners.columns.to_numpy()
   z = corners.to_numpy()
   effect = (z[1:, 1:] + z[1:, :-1] + z[:-1, 1:] + z[:-1, :-1]) / 4
   counts, _, _ = np.histogram2d(
-    found.runs[pair[0]], found.runs[pair[1]], bins=(x, y)
+    found.points[pair[0]], found.points[pair[1]], bins=(x, y)
   )
   return x, y, np.where(counts > 0, effect, np.nan)
 
@@ -157,12 +158,12 @@ def heat(sets: Sets, bins: int = 10) -> Figure:
   figure, axes = grid(
     rows, columns, 1.05 * WIDTH / max(columns, 2), sharex=True, sharey=True
   )
-  every = pd.concat([found.runs for found in sets.values()])
+  every = pd.concat([found.points for found in sets.values()])
   edges = [_log_edges(every[name], bins) for name in ("C", "lr")]
   for one in axes.ravel()[len(sets) :]:
     one.set_axis_off()
   for one, (title, found) in zip(axes.ravel(), sets.items(), strict=False):
-    runs = found.runs
+    runs = found.points
     total, *_ = np.histogram2d(runs.C, runs.lr, edges, weights=runs.scaled)
     count, *_ = np.histogram2d(runs.C, runs.lr, edges)
     mean = np.divide(total, count, np.full_like(total, np.nan), where=count > 0)
@@ -196,18 +197,19 @@ def _log_edges(values: pd.Series, bins: int) -> np.ndarray:
 
 
 def _draw_ridge(one: Any, found: Findings, edges: list[np.ndarray]) -> None:
-  cells = [found.runs]
+  cells = [found.points]
   if found.context:
-    cells = [cell for _, cell in found.runs.groupby(list(found.context))]
+    cells = [cell for _, cell in found.points.groupby(list(found.context))]
   top = pd.concat([analysis.best(cell, "accuracy") for cell in cells])
   one.scatter(
     top.C, top.lr, s=7, color="white", ec="black", lw=0.7, label="best tenth"
   )
   at = np.log(top[["C", "lr"]]).median()
   x = np.log(edges[0])
+  by_itself = found.rate == "lr"
   for slope, style, text in (
     (found.ridge.mean if found.ridge else None, "-", "ridge of the best"),
-    (-1.0, ":", "lr · C constant"),
+    (0.0 if by_itself else -1.0, ":", f"{found.rate} constant"),
   ):
     if slope is not None:
       y = at["lr"] + slope * (x - at["C"])
@@ -215,7 +217,6 @@ def _draw_ridge(one: Any, found: Findings, edges: list[np.ndarray]) -> None:
 
 
 def _scales(one: Any, found: Findings, pair: tuple[str, str]) -> None:
-  if found.is_log(pair[0]):
-    one.set_xscale("log")
-  if found.is_log(pair[1]):
-    one.set_yscale("log")
+  for axis, name in zip((one.xaxis, one.yaxis), pair, strict=True):
+    if found.is_log(name):
+      log_scale(axis, found.points[name])

@@ -11,6 +11,7 @@ from jaxdp.studies._survey_style import (
   COLORS,
   grid,
   label,
+  log_scale,
   name_sets,
   panels,
   styled,
@@ -24,14 +25,14 @@ Sets = Mapping[str, Findings]
 def coverage(sets: Sets) -> Figure:
   """Histograms of the factors, and realised against nominal q: a row a set."""
   names = _columns(sets)
-  nominal = any("num_examples" in found.runs for found in sets.values())
+  nominal = "batch_size" in names
   figure, axes = grid(len(sets), len(names) + nominal, 1.55)
   for row, (title, found), color in zip(
     axes, sets.items(), _colors(), strict=False
   ):
     for one, name in zip(row, names, strict=False):
       _histogram(one, found, name, color)
-    row[0].set_ylabel(f"{title}\nruns")
+    row[0].set_ylabel(f"{title}\npoints" if len(sets) > 1 else "points")
     if nominal:
       _realised(row[-1], found, color)
   for one in axes[:-1].ravel():
@@ -40,16 +41,25 @@ def coverage(sets: Sets) -> Figure:
 
 
 def _columns(sets: Sets) -> list[str]:
-  """The factors, and the batch size that was asked for."""
-  first = next(iter(sets.values()))
-  names = [law.name for law in first.laws]
-  if "batch_size" in first.runs and "batch_size" not in names:
+  """The factors, and the batch size that was asked for if others trained."""
+  names = [law.name for law in next(iter(sets.values())).laws]
+  if "batch_size" not in names and np.ptp(ratios(sets)) > 0.05:
     names.append("batch_size")
   return names
 
 
+def ratios(sets: Sets) -> np.ndarray:
+  """Of the batch sizes that trained to those that were asked for, and 1."""
+  parts = [
+    found.points["q"] * found.points["num_examples"] / found.points.batch_size
+    for found in sets.values()
+    if {"q", "batch_size", "num_examples"} <= set(found.points.columns)
+  ]
+  return np.concatenate([[1.0], *parts])
+
+
 def _histogram(one: Any, found: Findings, name: str, color: str) -> None:
-  values = found.runs[name]
+  values = found.points[name]
   if name not in found.numbers and values.dtype.kind not in "fiu":
     counts = values.value_counts().sort_index()
     one.bar(counts.index.astype(str), counts, color=color, alpha=0.75)
@@ -58,7 +68,7 @@ def _histogram(one: Any, found: Findings, name: str, color: str) -> None:
     bins: Any = 20
     if found.is_log(name):
       bins = np.geomspace(x.min(), x.max(), 21)
-      one.set_xscale("log")
+      log_scale(one.xaxis, x)
     one.hist(x, bins, color=color, alpha=0.75)
     if x.max() >= 20_000:
       one.xaxis.set_major_formatter(
@@ -69,10 +79,10 @@ def _histogram(one: Any, found: Findings, name: str, color: str) -> None:
 
 
 def _realised(one: Any, found: Findings, color: str) -> None:
-  if not {"q", "batch_size", "num_examples"} <= set(found.runs.columns):
+  if not {"q", "batch_size", "num_examples"} <= set(found.points.columns):
     one.set_axis_off()
     return
-  runs = found.runs
+  runs = found.points
   nominal = runs["batch_size"] / runs["num_examples"]
   one.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls="--")
   one.scatter(nominal, runs["q"], s=4, lw=0, color=color, rasterized=True)
@@ -115,8 +125,9 @@ def importances(sets: Sets, most: int = 14) -> Figure:
         color=color,
         label=f"of the {shares.of}",
       )
+    name = f"{title}\n" if len(sets) > 1 else ""
     one.set_title(
-      f"{title}\nhold-out MAE {found.surrogate.mae:.3f}, "
+      f"{name}hold-out MAE {found.surrogate.mae:.3f}, "
       f"$R^2$ {found.surrogate.r2:.2f}"
     )
     one.set_yticks(y, [symbol(name) for name in names])

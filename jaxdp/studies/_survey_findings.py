@@ -19,14 +19,19 @@ from jaxdp.studies._summary import Interval
 
 Laws = Sequence[Factor | Choice | Sample]
 
-RANKS = {  # name: column, and whether in the lowest quarter of lr C only
-  "lr·C": ("lr*C", False),
+RANKS = {  # name: column, and whether in the lowest quarter of rates only
+  "rate": ("rate", False),
   "q": ("q", False),
   "epochs": ("epochs", False),
-  "q, lr·C small": ("q", True),
-  "epochs, lr·C small": ("epochs", True),
+  "q, rate small": ("q", True),
+  "epochs, rate small": ("epochs", True),
 }
-_EXPLAINED = (("lr*C",), ("lr", "C"), ("lr*C", "q", "epochs"))
+_EXPLAINED = (
+  ("rate",),
+  ("lr", "C"),
+  ("rate", "q", "epochs"),
+  ("lr", "C", "q", "epochs"),
+)
 _LEAST = 50  # runs
 
 
@@ -35,7 +40,9 @@ class Findings:
   """Statistics of one set of runs.
 
   Attributes:
-    runs: with ``scaled``, the accuracy scaled to [0, 1] in each cell.
+    runs: all of them, of which is ``noise``.
+    points: the first run of each point, of which is all else; with ``scaled``,
+      the accuracy scaled to [0, 1] in each cell, and ``rate`` if there is one.
     laws: of the factors.
     context: the columns whose combinations are cells.
     constant: further columns of the context that take one value here.
@@ -52,6 +59,7 @@ class Findings:
   """
 
   runs: pd.DataFrame
+  points: pd.DataFrame
   laws: Laws
   context: Sequence[str]
   constant: Sequence[str]
@@ -77,6 +85,20 @@ class Findings:
       law.name == name and isinstance(law, Factor) and law.scale == "log"
       for law in self.laws
     )
+
+  @property
+  def rate(self) -> str:
+    """What the rate is: lr·C, or lr."""
+    return analysis.rate_name(self.points).replace(" ", "·")
+
+  def number(self, name: str) -> Interval | None:
+    """One that a verdict was made of, by its name; None without."""
+    if "number" not in self.verdicts:
+      return None
+    rows = self.verdicts[self.verdicts.number == name]
+    for value, low, high in rows[["value", "low", "high"]].to_numpy():
+      return Interval(value, low, high, len(self.points))
+    return None
 
   def partner(self, name: str) -> str:
     """The factor that interacts most with this one."""
@@ -117,6 +139,11 @@ def find(
   noise_floor = None
   if "point" in runs and runs["point"].duplicated().any():
     noise_floor = analysis.noise_floor(runs, context=context, seed=seed)
+  points = runs.drop_duplicates("point") if "point" in runs else runs
+  points = points.reset_index(drop=True)
+  points = points.assign(scaled=analysis.scaled(points, "accuracy", context))
+  if {"lr", "C"} <= {*points}:
+    points = analysis.with_rate(points)
   names = [law.name for law in laws] + ["context"] * bool(context)
   effects = names + [
     "*".join(pair) for pair in itertools.combinations(names, 2)
@@ -128,7 +155,7 @@ def find(
     with warnings.catch_warnings():  # the page shows it
       warnings.filterwarnings("ignore", "The surrogate's hold-out error")
       return analysis.fanova(
-        runs,
+        points,
         laws,
         context=context,
         effects=effects,
@@ -147,27 +174,31 @@ def find(
     "num_bootstrap": num_bootstrap,
     "seed": seed,
   }
+  ranks: dict[str, Interval] = {}
+  explained: dict[str, float] = {}
   # A factor that is constant in a small cell has no rank correlation there.
   with np.errstate(invalid="ignore", divide="ignore"):
+    ranks = {
+      name: analysis.rank_correlation(points, column, lowest_rate=low, **draws)
+      for name, (column, low) in RANKS.items()
+      if {column, "rate"} <= {*points}
+    }
     try:
-      ridge = analysis.ridge(runs, **draws)
-      verdicts = analysis.verdicts(runs, response, **draws)
+      flat = analysis.rate_name(points) == "lr C"
+      ridge = analysis.ridge(points, orthogonal=flat, **draws)
+      explained = {
+        ", ".join(["context"] * bool(context) + list(columns)): (
+          analysis.explained(points, columns, context=context, seed=seed)
+        )
+        for columns in _EXPLAINED
+        if {*columns} <= {*points}
+      }
+      verdicts = analysis.verdicts(points, response, **draws)
     except (KeyError, ValueError) as error:
       note = f"There are no verdicts: {error}"
-    ranks = {
-      name: analysis.rank_correlation(runs, column, lowest_rate=low, **draws)
-      for name, (column, low) in RANKS.items()
-      if {*column.split("*"), "lr", "C"} <= set(runs.columns)
-    }
-  explained = {
-    " + ".join(["context"] * bool(context) + list(columns)): analysis.explained(
-      runs, columns, context=context, num_trees=num_trees, seed=seed
-    )
-    for columns in (*_EXPLAINED, ("lr", "C", "q", "epochs"))
-    if {"lr", "C", *columns} <= {*runs.columns, "lr*C"}
-  }
   return Findings(
-    runs=runs.assign(scaled=analysis.scaled(runs, "accuracy", context)),
+    runs=runs,
+    points=points,
     laws=laws,
     context=context,
     constant=constant,
@@ -181,7 +212,7 @@ def find(
     explained=explained,
     noise=noise_floor,
     model=analysis.surrogate(
-      runs, laws, context=context, num_trees=num_trees, seed=seed
+      points, laws, context=context, num_trees=num_trees, seed=seed
     ),
   )
 

@@ -8,6 +8,8 @@ makes, in a folder,
 | `importances.csv` | `set, factors, share, low, high`, of the surrogate |
 | `importances_response.csv` | the same, of the response |
 | `verdicts.csv` | `conjecture, verdict, evidence, confidence`, and `set` |
+| `numbers.csv` | `set, number, value, low, high`: what the verdicts rest on |
+| `comparison.csv` | see `compare_surveys`; if other surveys are named |
 | `figures/*.png`, `figures/*.svg` | |
 | `report.html` | self-contained |
 
@@ -16,7 +18,8 @@ it; verdicts are made from the response's shares, whose intervals cover what
 they say (``analysis.fanova``). ``set`` is left out of the verdicts of one set.
 
 Read this, then ``_survey_findings.py`` (the numbers), ``_survey_sections.py``
-(the words), ``_survey_figures.py`` and ``_survey_curves.py`` (the figures).
+(the words), ``_survey_figures.py`` and ``_survey_curves.py`` (the figures),
+``_survey_rate.py`` (the clip norm) and ``_survey_compare.py`` (other surveys).
 """
 
 import dataclasses
@@ -30,17 +33,14 @@ import pandas as pd
 from jaxdp import report
 from jaxdp.studies import analysis
 from jaxdp.studies._laws import Choice, Factor, Sample
+from jaxdp.studies._survey_compare import compare_surveys, numbers
+from jaxdp.studies._survey_compare import section as comparison
 from jaxdp.studies._survey_findings import Findings, find
 from jaxdp.studies._survey_run import read_runs
 from jaxdp.studies._survey_sections import sections
 
 _DIR = "JAXDP_PUBLISHED_DIR"
-_PUBLISHED = {  # the law of ``design.published``
-  "lr": {"low": 1e-5, "high": 10.0},
-  "C": {"low": 1e-5, "high": 10.0},
-  "epochs": {"low": 25, "high": 500, "step": 5},
-  "q": "sample",
-}
+_UNITLESS = ("normalized",)  # rules that divide what they clip by C
 _ORDER = ("lr", "C", "epochs", "q", "batch_size")  # of the factors, if there
 
 
@@ -105,11 +105,22 @@ def _of_survey(config: Any) -> dict[str, Any]:
   for law in laws.values():
     del law["name"]
   return {
-    "factors": laws or _PUBLISHED,
+    "factors": laws or _published_law(config["law"]),
     "context": [
       name for name in analysis.CONTEXT if name in config["cells"][0]
     ],
     **dict(config["options"]),
+  }
+
+
+def _published_law(law: Mapping[str, Any]) -> dict[str, Any]:
+  """That of ``design.published``."""
+  low, high = law.get("epochs", (25, 500))
+  return {
+    "lr": {"low": 1e-5, "high": 10.0},
+    "C": {"low": 1e-5, "high": 10.0},
+    "epochs": {"low": low, "high": high, "step": 5},
+    "q": "sample",
   }
 
 
@@ -126,6 +137,7 @@ def report_survey(
   workdir: str | os.PathLike[str],
   command: str = "",
   published_dir: str | os.PathLike[str] | None = None,
+  beside: Sequence[str | os.PathLike[str]] = (),
 ) -> pathlib.Path:
   """Writes the report of a survey into its workdir, from the runs there are.
 
@@ -136,6 +148,7 @@ def report_survey(
     command: how to make it again, to be shown.
     published_dir: the folder of published runs; None for the environment's
       ``JAXDP_PUBLISHED_DIR``.
+    beside: workdirs of other surveys, with their reports, to compare with.
 
   Returns:
     The path of the page.
@@ -147,9 +160,16 @@ def report_survey(
     tables = _published(options, published_dir or os.environ.get(_DIR))
   else:
     tables, planned = _own(options, workdir)
+    tables = {name: _rated(runs, config) for name, runs in tables.items()}
   laws = {name: options.laws(runs) for name, runs in tables.items()}
   return write(
-    tables, laws, workdir, options=options, command=command, planned=planned
+    tables,
+    laws,
+    workdir,
+    options=options,
+    command=command,
+    planned=planned,
+    beside=beside,
   )
 
 
@@ -179,6 +199,16 @@ def _own(
   return {str(name): part for name, part in groups}, planned
 
 
+def _rated(runs: pd.DataFrame, config: Any) -> pd.DataFrame:
+  """With the ``rate``, if lr itself is it: the rule divides by its bound."""
+  rule = config["base"]["rule"]["name"] if config.get("base") else ""
+  rules = runs["rule"] if "rule" in runs else pd.Series(rule, runs.index)
+  itself = rules.isin(_UNITLESS)
+  if not itself.any() or not {"lr", "C"} <= set(runs.columns):
+    return runs
+  return runs.assign(rate=runs["lr"].where(itself, runs["lr"] * runs["C"]))
+
+
 def write(
   tables: Mapping[str, pd.DataFrame],
   laws: Mapping[str, Sequence[Factor | Choice | Sample]],
@@ -187,6 +217,7 @@ def write(
   options: Options,
   command: str = "",
   planned: int | None = None,
+  beside: Sequence[str | os.PathLike[str]] = (),
 ) -> pathlib.Path:
   """Writes page, figures and tables.
 
@@ -197,6 +228,7 @@ def write(
     options: texts and numbers of resamplings.
     command: how to make it again, to be shown.
     planned: how many runs the design has, if more than there are.
+    beside: folders of other surveys to compare with.
 
   Returns:
     The path of ``report.html``.
@@ -220,9 +252,19 @@ def write(
   ):
     _shares(sets, of).to_csv(folder / file, index=False)
   verdicts(sets).to_csv(folder / "verdicts.csv", index=False)
+  numbers(sets).to_csv(folder / "numbers.csv", index=False)
+  others = []
+  if beside:
+    table = compare_surveys([folder, *beside])
+    table.to_csv(folder / "comparison.csv", index=False)
+    others.append(comparison(table))
   parts = []
   for name, section in sections(
-    sets, texts=options.texts, planned=planned, command=command
+    sets,
+    texts=options.texts,
+    planned=planned,
+    command=command,
+    beside=others,
   ):
     if name:
       path = folder / "figures" / f"{name}.svg"
@@ -235,8 +277,8 @@ def write(
   return report.write_study(
     folder / "report.html",
     name=options.title,
-    subtitle=f"{total:,} trainings in {len(sets)} "
-    f"set{'s' * (len(sets) > 1)}: {', '.join(sets)}",
+    subtitle=f"{total:,} trainings"
+    + f" in {len(sets)} sets: {', '.join(sets)}" * (len(sets) > 1),
     sections=parts,
   )
 

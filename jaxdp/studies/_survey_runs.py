@@ -7,6 +7,7 @@ import pandas as pd
 
 from jaxdp.report import Section
 from jaxdp.studies import _survey_figures as figures
+from jaxdp.studies import _survey_words as words
 from jaxdp.studies._laws import Choice, Factor, Sample
 from jaxdp.studies._survey_findings import Findings
 
@@ -24,24 +25,29 @@ def design(sets: Sets, texts: Sequence[str], planned: int | None) -> Section:
   seeds = _seeds(pd.concat([found.runs for found in sets.values()]))
   lines = [
     *texts,
-    f"{runs}, {', '.join(f'{len(f.runs):,} {n}' for n, f in sets.items())}. "
-    f"Laws of the factors: {laws}. {seeds}",
+    f"{runs}{_each(sets)}. Laws of the factors: {laws}. {seeds}",
     "The response is the test accuracy, scaled to [0, 1] between the worst and "
     "the best run of its cell. Nothing was tuned: every run of the design "
     "counts, and the best of a cell, chosen on test data, is optimistic.",
   ]
   lines += [
-    f"{name}: {found.num_diverged} runs diverged, and count with the least "
-    "accuracy of their cell."
+    f"{found.num_diverged} runs{words.of(name, sets)} diverged, and count with "
+    "the least accuracy of their cell."
     for name, found in sets.items()
     if found.num_diverged
-  ]
+  ] or ["No run diverged to values that are not finite."]
   return Section(
     title="Design",
     texts=lines,
     table=_cells(sets),
     words=(1,),
   )
+
+
+def _each(sets: Sets) -> str:
+  if len(sets) == 1:
+    return ""
+  return "".join(f", {len(f.runs):,} {n}" for n, f in sets.items())
 
 
 def _law(law: Factor | Choice | Sample) -> str:
@@ -59,19 +65,23 @@ def _law(law: Factor | Choice | Sample) -> str:
     second = law.low + law.step
     return f"{law.name} uniform on {law.low:g}, {second:g}, .., {law.high:g}"
   scale = "log-uniform" if law.scale == "log" else "uniform"
-  return f"{law.name} {scale} on ({law.low:g}, {law.high:g})"
+  return f"{law.name} {scale} on ({law.low:.3g}, {law.high:.3g})"
 
 
 def _seeds(runs: pd.DataFrame) -> str:
   if "point" in runs and runs["point"].duplicated().any():
     sizes = runs.groupby("point").size()
-    return f"{(sizes > 1).sum()} points ran with {sizes.max()} seeds each."
+    return (
+      f"{(sizes > 1).sum()} of {len(sizes):,} points ran with {sizes.max()} "
+      "seeds each, for the noise floor; all else is of the first seed of every "
+      "point, as the law draws points."
+    )
   return "Every point ran once: no seed was repeated."
 
 
 def _cells(sets: Sets) -> list[list[str]]:
   """A row a cell: its guarantee, and what its runs came to."""
-  rows = [["set", "cell", "N", "ε", "δ", "δ > 1/N", "runs", "median", "best"]]
+  rows = [["", "cell", "N", "ε", "δ", "δ > 1/N", "runs", "median", "best"]]
   for name, found in sets.items():
     by = [*found.constant, *found.context]
     groups = found.runs.groupby(by) if by else [((), found.runs)]
@@ -84,7 +94,7 @@ def _cells(sets: Sets) -> list[list[str]]:
       epsilon = cell[spent[0]].max() if spent else None
       rows.append(
         [
-          "" if number else name,
+          "" if number or len(sets) == 1 else name,
           ", ".join(words) or "all",
           "" if size is None else f"{int(size):,}",
           "" if epsilon is None else f"{epsilon:.4g}",
@@ -103,26 +113,31 @@ def coverage(sets: Sets) -> Section:
     title="Coverage",
     texts=realised(sets),
     figure=figures.coverage(sets),
-    caption="How many runs took which values. Where a batch size was asked "
-    "for, the last column has the sampling probability that trained against "
-    "the nominal one; on the dashed line they agree.",
+    caption="How many points took which values."
+    + " The last column has the sampling probability that trained against the "
+    "nominal one; on the dashed line they agree." * bool(confounded(sets)),
   )
 
 
-def realised(sets: Sets) -> list[str]:
+def confounded(sets: Sets) -> bool:
   """Whether other batches trained than those that were asked for."""
-  ratios, halves = [], []
-  for name, found in sets.items():
-    runs = found.runs
-    if {"q", "batch_size", "num_examples"} <= set(runs.columns):
-      ratios.append(runs["q"] * runs["num_examples"] / runs["batch_size"])
-      halves.append(f"{np.isclose(runs['q'], 0.5).mean():.0%} in {name}")
-  ratio = np.concatenate([[1.0], *ratios])
-  if np.abs(ratio - 1).max() <= 0.05:
+  return bool(np.abs(figures.ratios(sets) - 1).max() > 0.05)
+
+
+def realised(sets: Sets) -> list[str]:
+  """What batches trained, in words."""
+  ratio = figures.ratios(sets)
+  if len(ratio) == 1:
     return []
+  if not confounded(sets):
+    return ["The sampling probability that trained is the one that was stated."]
+  halves = [
+    f"{np.isclose(found.points['q'], 0.5).mean():.0%}{words.of(name, sets)}"
+    for name, found in sets.items()
+  ]
   return [
     f"The sampling probability that trained is between {ratio.min():.2g} and "
-    f"{ratio.max():.2g} times the nominal one, B/N. Runs at q = 1/2: "
+    f"{ratio.max():.2g} times the nominal one, B/N. Points at q = 1/2: "
     f"{', '.join(halves)}. So the nominal batch size is confounded, and nearly "
     "without effect where many of its values share one q; the analyses use q."
   ]

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
+from jaxdp import accounting
 from jaxdp.report import Section
 from jaxdp.studies import _survey_curves as curves
 from jaxdp.studies import _survey_figures as figures
+from jaxdp.studies import _survey_rate as rate
 from jaxdp.studies import _survey_runs as runs
-from jaxdp.studies._summary import Interval
+from jaxdp.studies import _survey_words as words
 from jaxdp.studies._survey_findings import RANKS, Findings
 from jaxdp.studies._survey_style import symbol
 from jaxdp.studies.analysis._fanova import MAX_ERROR
@@ -22,9 +23,22 @@ _SIGNS = {"supported": "✓", "not supported": "✗", "undecided": "?"}
 
 
 def sections(
-  sets: Sets, *, texts: Sequence[str], planned: int | None, command: str
+  sets: Sets,
+  *,
+  texts: Sequence[str],
+  planned: int | None,
+  command: str,
+  beside: Sequence[Section] = (),
 ) -> Iterator[Drawn]:
-  """All of them; figures are drawn as they are asked for."""
+  """All of them; figures are drawn as they are asked for.
+
+  Args:
+    sets: what the runs say.
+    texts: the first paragraphs on the design.
+    planned: how many runs the design has.
+    command: how to make the page again.
+    beside: on other surveys, shown before what says how sure it is.
+  """
   yield "", _summary(sets)
   yield "", runs.design(sets, texts, planned)
   yield "coverage", runs.coverage(sets)
@@ -33,10 +47,13 @@ def sections(
   if all({"lr", "C"} <= set(found.runs.columns) for found in sets.values()):
     yield "ridge", _ridge(sets)
     yield "ranks", _ranks(sets)
+    if all(found.explained for found in sets.values()):
+      yield "rate", rate.section(sets)
   yield "ice", _ice(sets)
   yield "ale", _ale(sets)
   if len({"lr", "C", "epochs"} & set(next(iter(sets.values())).numbers)) > 1:
     yield "ale_interactions", _ale_interactions(sets)
+  yield from (("", section) for section in beside)
   yield "", _noise(sets)
   yield "", _evidence(sets)
   yield "", _privacy(sets)
@@ -45,11 +62,11 @@ def sections(
 
 def _summary(sets: Sets) -> Section:
   """Each conjecture's verdict, a column a set."""
-  names = list(sets)
+  names, several = list(sets), len(sets) > 1
   told = pd.DataFrame(
     {
       name: found.verdicts.set_index("conjecture").apply(
-        lambda row: _whole(f"{_SIGNS[row.verdict]} {row.verdict}"),
+        lambda row: words.whole(f"{_SIGNS[row.verdict]} {row.verdict}"),
         axis=1,
       )
       for name, found in sets.items()
@@ -66,18 +83,24 @@ def _summary(sets: Sets) -> Section:
     "supported if the whole interval agrees, not supported if none of it does, "
     "undecided otherwise. ✓ and ✗ are findings; what is undecided these runs "
     "do not tell from noise. Evidence and confidence are further down.",
-    *(f"{name}: {found.note}" for name, found in sets.items() if found.note),
+    *(
+      f"{words.head(name, sets)}{f.note}" for name, f in sets.items() if f.note
+    ),
   ]
   doubtful = [n for n, f in sets.items() if f.response.warning]
   if doubtful:
     texts.append(
-      f"Confidence in verdicts on shares is lowered for {', '.join(doubtful)}: "
-      f"the surrogate's hold-out error is above {MAX_ERROR}."
+      "Confidence in verdicts on shares is lowered"
+      + f" for {', '.join(doubtful)}" * several
+      + f": the surrogate's hold-out error is above {MAX_ERROR}."
     )
   return Section(
     title="What the runs say",
     texts=texts,
-    table=[["conjecture", *[n for n in names if n in told]], *rows],
+    table=[
+      ["conjecture", *([n for n in names if n in told] if several else [""])],
+      *rows,
+    ],
     words=range(1, len(names) + 1),
   )
 
@@ -86,13 +109,13 @@ def _summary(sets: Sets) -> Section:
 
 
 def _importances(sets: Sets) -> Section:
-  rows = [["set", "runs", "MAE", "R²", "lr, C, context together"]]
+  rows = [["", "points", "MAE", "R²", "lr, C, context together"]]
   for name, found in sets.items():
     fit = found.surrogate
     closed = fit.closed("lr", "C", "context")
     rows.append(
       [
-        name,
+        name if len(sets) > 1 else "",
         f"{fit.num_runs:,}",
         f"{fit.mae:.3f}",
         f"{fit.r2:.2f}",
@@ -110,7 +133,7 @@ def _importances(sets: Sets) -> Section:
       "intervals for the share itself (importances_response.csv). A forest "
       "smooths, so it understates interactions: where the two differ, the "
       "circles are the finding. MAE and R² are of runs held out, in units of "
-      "the scaled response.",
+      f"the scaled response; an MAE above {MAX_ERROR} is warned of.",
       *_warnings(sets),
     ],
     table=rows,
@@ -122,12 +145,17 @@ def _importances(sets: Sets) -> Section:
 
 def _context(sets: Sets) -> str:
   used = {name: None for f in sets.values() for name in f.context}
-  return f" Context: {', '.join(used)}." if used else ""
+  return (
+    f" Context: {', '.join(used)}; its own share says where between the worst "
+    "and the best run of a cell the others lie."
+    if used
+    else ""
+  )
 
 
 def _warnings(sets: Sets) -> list[str]:
   return [
-    f"⚠ {name}: {found.surrogate.warning}"
+    f"⚠ {words.head(name, sets)}{found.surrogate.warning}"
     for name, found in sets.items()
     if found.surrogate.warning
   ]
@@ -144,8 +172,8 @@ def _interactions(sets: Sets) -> Section:
       f"{symbol(row.factors)} {row.share:.1%}" for row in real.itertuples()
     )
     texts.append(
-      f"{name}: apart from 0 are {shown or 'none'}; not to be told from 0 are "
-      f"{', '.join(map(symbol, noise.factors)) or 'none'}."
+      f"{words.head(name, sets)}Apart from 0 are {shown or 'none'}; not to be "
+      f"told from 0 are {', '.join(map(symbol, noise.factors)) or 'none'}."
     )
   return Section(
     title="Interactions",
@@ -160,25 +188,28 @@ def _interactions(sets: Sets) -> Section:
 
 def _ridge(sets: Sets) -> Section:
   slopes = [found.ridge for found in sets.values()]
-  rows = [
-    ["", *sets],
-    ["slope of log lr on log C", *map(_interval, slopes)],
-    ["best runs", *("" if s is None else f"{s.num_seeds}" for s in slopes)],
-  ]
-  for name in next(iter(sets.values())).explained:
-    values = (found.explained.get(name, np.nan) for found in sets.values())
-    text = name.replace("*", "·").replace(" + ", ", ")
-    rows.append([f"R² of {text}", *(f"{value:.2f}" for value in values)])
+  by_itself = all(found.rate == "lr" for found in sets.values())
+  how = "least squares" if by_itself else "orthogonal regression"
+  said = (
+    "The rule divides what it has clipped by C. If clipping binds for all, an "
+    "update depends on lr alone, and the best runs lie on a line of slope 0."
+    if by_itself
+    else "If clipping binds for all, an update depends on lr·C alone, and the "
+    "best runs lie on a line of slope −1."
+  )
   return Section(
     title="The ridge of learning rate and clip norm",
     texts=[
-      "If clipping binds for all, an update depends on lr·C alone, and the "
-      "best runs lie on a line of slope −1. The slope is that of orthogonal "
-      "regression in each cell's best tenth, the median over cells. R² is "
-      "cross-validated: as far as lr·C explains what lr and C do, only their "
-      "product matters."
+      f"{said} The slope is that of {how} in each cell's best "
+      "tenth, the median over cells."
     ],
-    table=_minus(rows),
+    table=words.minus(
+      [
+        ["", *words.names(sets)],
+        ["slope of log lr on log C", *map(words.interval, slopes)],
+        ["best runs", *("" if s is None else f"{s.num_seeds}" for s in slopes)],
+      ]
+    ),
     figure=curves.heat(sets),
     caption="Mean scaled accuracy over clip norm and learning rate, on "
     "logarithmic axes without the lowest 2 % of each; cells without runs are "
@@ -187,43 +218,21 @@ def _ridge(sets: Sets) -> Section:
 
 
 def _ranks(sets: Sets) -> Section:
-  rows = [["rank correlation with", *sets]]
+  rows = [["rank correlation with", *words.names(sets)]]
   for name in RANKS:
     values = [found.ranks.get(name) for found in sets.values()]
-    rows.append([name, *map(_interval, values)])
+    rows.append([name, *map(words.interval, values)])
   return Section(
     title="Rank correlations",
     texts=[
-      "Medians over cells. lr·C small: the lowest quarter of lr·C in each "
-      "cell, where training does not diverge."
+      f"Medians over cells. The rate is {next(iter(sets.values())).rate}; rate "
+      "small: its lowest quarter in each cell."
     ],
-    table=_minus(rows),
+    table=words.minus(rows),
     figure=figures.ranks(sets),
     caption="Rank correlations with 95 % intervals; within the grey band, "
     f"±{CORRELATES}, none is counted.",
   )
-
-
-def _interval(value: Interval | None) -> str:
-  if value is None:
-    return ""
-  return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def _whole(words: str) -> str:
-  """Words that stay on one line."""
-  return words.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _minus(rows: list[list[str]]) -> list[list[str]]:
-  """With a true minus sign in numbers."""
-  return [
-    rows[0],
-    *(
-      [row[0], *(cell.replace("-", "−") for cell in row[1:])]
-      for row in rows[1:]
-    ),
-  ]
 
 
 def _ice(sets: Sets) -> Section:
@@ -271,53 +280,62 @@ def _noise(sets: Sets) -> Section:
   for name, found in sets.items():
     if (noise := found.noise) is None:
       left = 1 - max(found.surrogate.r2, *found.explained.values(), 0)
-      unknown.append(f"{left:.0%} in {name}")
+      unknown.append(f"{left:.0%}{words.of(name, sets)}")
     else:
+      shares = found.response.table
+      less = shares[(shares.low > 0) & (shares.share < noise.share)].factors
       texts.append(
-        f"{name}: between seeds the accuracy has a standard deviation of "
-        f"{noise.stddev:.4f}, and {noise.share:.1%} [{noise.low:.1%}, "
-        f"{noise.high:.1%}] of the scaled variance is the seed "
-        f"({noise.num_points} points, {noise.num_runs} runs)."
+        f"{words.head(name, sets)}Between seeds the accuracy has a standard "
+        f"deviation of {noise.stddev:.4f}, and {noise.share:.1%} "
+        f"[{noise.low:.1%}, {noise.high:.1%}] of the scaled variance is the "
+        f"seed ({noise.num_points} points, {noise.num_runs} runs). Components "
+        "apart from 0 that move single runs less than their seed does: "
+        f"{', '.join(map(symbol, less)) or 'none'}."
       )
   if unknown:
     texts.append(
       "No seed was repeated, so how much is the seed is not known. It is about "
-      "what the best surrogate of this page does not predict, or less: "
+      "what the best regression of this page does not predict, or less: "
       f"{', '.join(unknown)} of the variance."
     )
   return Section(title="Noise floor", texts=texts)
 
 
 def _evidence(sets: Sets) -> Section:
-  rows = [["conjecture", "set", "verdict", "confidence", "evidence"]]
+  several = ["set"] * (len(sets) > 1)
+  shown = [*several, "verdict", "confidence", "evidence"]
+  rows = [["conjecture", *shown]]
   tables = [f.verdicts.assign(set=n) for n, f in sets.items()]
   told = pd.concat(tables)
   if len(told):
+    told["verdict"] = told["verdict"].map(words.whole)
     for what, group in told.groupby("conjecture", sort=False):
-      columns = group[["set", "verdict", "confidence", "evidence"]]
-      for number, row in enumerate(columns.to_numpy().tolist()):
-        row[1] = _whole(row[1])
+      for number, row in enumerate(group[shown].to_numpy().tolist()):
         rows.append(["" if number else str(what), *row])
   return Section(
     title="Verdicts and their evidence",
     texts=[
-      f"A share matters from {MATTERS} of the variance, a rank correlation "
-      f"from {CORRELATES}. Confidence is high, less one level each for a "
-      f"hold-out error above {MAX_ERROR} where shares decide and for fewer "
-      f"than {FEW} runs, and low for what is undecided."
+      f"A share, or a gain in R², matters from {MATTERS} of the variance, a "
+      f"rank correlation from {CORRELATES}. Confidence is high, less one level "
+      f"each for a hold-out error above {MAX_ERROR} where shares decide and "
+      f"for fewer than {FEW} points, and low for what is undecided."
     ],
-    table=_minus(rows) if len(rows) > 1 else (),
-    words=(1, 2, 3, 4),
+    table=words.minus(rows) if len(rows) > 1 else (),
+    words=range(1, len(shown) + 1),
   )
 
 
 def _privacy(sets: Sets) -> Section:
-  total = sum(len(found.runs) for found in sets.values())
+  every = pd.concat([found.runs for found in sets.values()])
   texts = [
-    "ε and δ are of each training alone. The choice among runs is not charged: "
-    f"publishing the best of {total:,} runs, or this page, costs more than the "
-    "ε of one of them."
+    "ε and δ are of each training alone. "
+    f"{accounting.RunFacts(num_runs=len(every)).tuning} Publishing the best of "
+    f"these, or this page, costs more than the ε of one of them."
   ]
+  if "dataset" in every and every["dataset"].nunique() > 1:
+    counts = every["dataset"].value_counts(sort=False)
+    saw = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    texts.append(f"What runs saw: {saw}.")
   loose = sorted(
     {
       str(name)
@@ -333,7 +351,7 @@ def _privacy(sets: Sets) -> Section:
       f"On {', '.join(loose)} δ is above 1/N: a mechanism that publishes one "
       "example at random would pass."
     )
-  if runs.realised(sets):
+  if runs.confounded(sets):
     texts.append(
       "ε holds for the sampling probability that trained, not for the nominal "
       "B/N: at B/N and as many steps it would be larger."

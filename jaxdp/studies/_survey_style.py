@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 WIDTH = 8.4  # inches: 1 pt is 1.35 pixels on the page
 COLORS = ("#2359c4", "#c2571a", "#2a8a5f", "#7a3fb8", "#8a6d00", "#59626f")
@@ -14,6 +16,7 @@ LABELS = {
   "C": "clip norm C",
   "batch_size": "nominal batch size",
   "q": "sampling probability q",
+  "rate": "rate",
 }
 _STYLE: dict[Any, Any] = {
   "font.size": 8.5,
@@ -78,6 +81,15 @@ def name_sets(axes: Any, sets: Iterable[str]) -> None:
   names = list(sets)
   for one, title in zip(axes[0], names, strict=False):
     one.set_title(title if len(names) > 1 else "")
+
+
+def log_scale(axis: Any, values: Any) -> None:
+  """A log scale; over little more than a decade 2 and 5 are named too."""
+  getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+  if np.max(values) < 30 * np.min(values):
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def label(name: str) -> str:

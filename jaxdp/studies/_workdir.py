@@ -36,4 +36,16 @@ def claim(workdir: pathlib.Path, name: str, shared: Mapping[str, Any]) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   check(workdir, name, shared)
   text = json.dumps(shared, indent=1, ensure_ascii=False)
-  (workdir / name).write_text(text + "\n", "utf-8")
+  # By way of another name, so that a crash leaves no half of a file.
+  partial = workdir / f".{name}.partial"
+  partial.write_text(text + "\n", "utf-8")
+  partial.replace(workdir / name)
+
+
+def check_new(path: pathlib.Path) -> None:
+  """Refuses a file of runs that holds any, as ``--noresume`` asks for."""
+  if path.exists() and path.stat().st_size:
+    raise ValueError(
+      f"{path} holds runs, and resume is off. Go on with resume (the default), "
+      "or take another workdir."
+    )

@@ -213,17 +213,19 @@ def published(
   *,
   cells: Sequence[Cell],
   nominal: bool = True,
+  epochs: tuple[int, int] = (25, 500),
   seed: int = 0,
 ) -> pd.DataFrame:
   r"""The sampling law of "R+R: Understanding Hyperparameter Effects in DP-SGD".
 
   lr and C uniform on (1e-5, 10), the batch size on 16, 32, .. up to N, epochs
-  on 25, 30, .. up to 500.
+  on 25, 30, .. up to 500, or another range in steps of five.
 
   Args:
     num_runs: in each cell.
     cells: each with ``num_examples``, the N of its dataset.
     nominal: how batch size and epochs are realised, see ``with_steps``.
+    epochs: the least and the largest.
     seed: determines all.
 
   References:
@@ -238,7 +240,7 @@ def published(
       Factor("lr", 1e-5, 10.0),
       Factor("C", 1e-5, 10.0),
       Factor("batch_size", 16, int(cell["num_examples"]), step=16),
-      Factor("epochs", 25, 500, step=5),
+      Factor("epochs", *epochs, step=5),
     ]
     parts.append(random(factors, num_runs, cells=[cell], seed=seed))
   table = pd.concat(parts, ignore_index=True)

@@ -9,7 +9,8 @@ of the cells `dataset`, `model`, `epsilon`.
 | which factors matter, and together with which | `fanova` |
 | how does the response move with a factor | `ale`, `ale_interaction` |
 | and in single runs, or with the others held | `ice`, `pdp`, `pdp_surface` |
-| do lr and C lie on a ridge | `ridge`, `rank_correlation`, `explained` |
+| do lr and C lie on a ridge | `ridge`, `rank_correlation` |
+| does C matter but through lr C | `gain`, `explained`, `residuals` |
 | do arms differ | `compare`, `holm` |
 | how much is the seed | `noise_floor` |
 | what do the runs say about the field's conjectures | `verdicts` |
@@ -45,10 +46,11 @@ from jaxdp.studies.analysis._published import (
 )
 from jaxdp.studies.analysis._ridge import (
   best,
-  explained,
   rank_correlation,
   ridge,
+  with_rate,
 )
+from jaxdp.studies.analysis._smooth import Gain, explained, gain, residuals
 from jaxdp.studies.analysis._statistics import (
   NoiseFloor,
   compare,
@@ -56,13 +58,19 @@ from jaxdp.studies.analysis._statistics import (
   noise_floor,
 )
 from jaxdp.studies.analysis._surrogate import scaled, surrogate
-from jaxdp.studies.analysis._verdicts import confounding, verdicts
+from jaxdp.studies.analysis._verdicts import (
+  confounding,
+  rate_name,
+  through_rate,
+  verdicts,
+)
 
 __all__ = [
   "CONTEXT",
   "SETS",
   "Curves",
   "Fanova",
+  "Gain",
   "NoiseFloor",
   "ale",
   "ale_interaction",
@@ -71,6 +79,7 @@ __all__ = [
   "confounding",
   "explained",
   "fanova",
+  "gain",
   "holm",
   "ice",
   "noise_floor",
@@ -78,9 +87,13 @@ __all__ = [
   "pdp_surface",
   "published_factors",
   "rank_correlation",
+  "rate_name",
   "read_published",
+  "residuals",
   "ridge",
   "scaled",
   "surrogate",
+  "through_rate",
   "verdicts",
+  "with_rate",
 ]

@@ -52,7 +52,7 @@ import numpy as np
 import pandas as pd
 
 from jaxdp.studies._laws import Choice, Factor, Sample
-from jaxdp.studies._summary import Interval
+from jaxdp.studies._summary import Interval, difference
 from jaxdp.studies.analysis._shares import (
   Subset,
   of_response,
@@ -118,18 +118,15 @@ class Fanova:
     return matrix
 
   def difference(self, other: "Fanova", factors: str) -> Interval:
-    """By how much a share exceeds that of another, independent set of runs.
-
-    Its 95 % interval is made from the two (Newcombe's MOVER).
-    """
+    """By how much a share exceeds that of another, independent set of runs."""
     mine, theirs = (
-      found.table.set_index("factors").loc[factors] for found in (self, other)
+      Interval(share, low, high, found.num_runs)
+      for found in (self, other)
+      for share, low, high in [
+        found.table.set_index("factors").loc[factors].to_numpy(float)
+      ]
     )
-    mean = mine.share - theirs.share
-    down = np.hypot(mine.share - mine.low, theirs.high - theirs.share)
-    up = np.hypot(mine.high - mine.share, theirs.share - theirs.low)
-    count = self.num_runs + other.num_runs
-    return Interval(float(mean), float(mean - down), float(mean + up), count)
+    return difference(mine, theirs)
 
 
 def fanova(
@@ -152,7 +149,8 @@ def fanova(
   """Shares of main effects and interactions in the variance of a response.
 
   Args:
-    runs: one row a run. Runs with equal ``point`` stay in one fold.
+    runs: one row a run. Of runs with equal ``point`` the first counts: the
+      law draws points, and pairs of one point would act as interactions.
     factors: the input law, by factor: uniform on its scale, or a ``Sample``.
     response: the column that is explained.
     context: columns, such as dataset and model, whose combinations are cells.
@@ -180,6 +178,8 @@ def fanova(
     raise ValueError(f'of must be "response" or "surrogate", got {of!r}.')
   if not 0 <= noise_share < 1:
     raise ValueError(f"noise_share must be in [0, 1), got {noise_share}.")
+  if "point" in runs:
+    runs = runs.drop_duplicates("point")
   if len(runs) < 10 * num_folds:
     raise ValueError(f"{len(runs)} runs are too few for {num_folds} folds.")
   y = scaled(runs, response, context)

@@ -4,7 +4,9 @@ If a clip norm clips every unit, an update depends on lr C alone, and the best
 runs lie on a line log lr = a - log C: slope -1 (METHODS: "theory"). The slope
 is that of orthogonal regression, since neither of the two is the cause of the
 other: a regression of log lr on log C would be flatter for no reason but the
-width of the ridge.
+width of the ridge. But where lr is the rate (``clipping.normalized``) the best
+lr should not move with C at all; then least squares is the right thing, since
+the axis of a round cloud may point anywhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ def ridge(
   *,
   context: Sequence[str] = (),
   top: float = TOP,
+  orthogonal: bool = True,
   num_bootstrap: int = 1000,
   seed: int = 0,
 ) -> Interval:
@@ -34,16 +37,17 @@ def ridge(
     response: by which runs are best.
     context: columns whose combinations are cells.
     top: the share of a cell's runs that counts as best.
+    orthogonal: the slope of the first principal axis; else of least squares.
     num_bootstrap: resamplings of the runs within cells.
     seed: of these.
 
   Returns:
-    The median over cells of the orthogonal slope, with the bootstrap's 95 %
+    The median over cells of the slope, with the bootstrap's 95 %
     interval, and the number of best runs.
   """
   parts = [
     np.log(part[["C", "lr"]].to_numpy(float))
-    for part in (best(cell, response, top) for cell in _cells(runs, context))
+    for part in (best(cell, response, top) for cell in cells(runs, context))
   ]
   if min(map(len, parts)) < 3:
     raise ValueError(
@@ -51,20 +55,21 @@ def ridge(
       "slope needs three. Raise top, or give fewer columns of context."
     )
   tables = [
-    cell[["C", "lr", response]].to_numpy(float)
-    for cell in _cells(runs, context)
+    cell[["C", "lr", response]].to_numpy(float) for cell in cells(runs, context)
   ]
+
+  slope_of = _slope if orthogonal else _least_squares
 
   def again(rng: np.random.Generator) -> float:
     slopes = []
     for table in tables:
       drawn = table[rng.integers(len(table), size=len(table))]
       keep = drawn[:, 2] >= np.quantile(drawn[:, 2], 1 - top)
-      slopes.append(_slope(np.log(drawn[keep, :2])))
+      slopes.append(slope_of(np.log(drawn[keep, :2])))
     return float(np.median(slopes))
 
   low, high = _quantiles(again, num_bootstrap, seed)
-  slope = float(np.median([_slope(part) for part in parts]))
+  slope = float(np.median([slope_of(part) for part in parts]))
   return Interval(slope, low, high, sum(map(len, parts)))
 
 
@@ -87,10 +92,10 @@ def rank_correlation(
 
   Args:
     runs: one row a run.
-    column: such as "epochs"; "lr*C" is the product.
+    column: such as "epochs"; "rate" is lr C, see ``with_rate``.
     response: the other variable.
     context: columns whose combinations are cells.
-    lowest_rate: among the runs in the lowest quarter of lr C of their cell
+    lowest_rate: among the runs in the lowest quarter of rates of their cell
       only, where training does not diverge.
     num_bootstrap: resamplings of the runs within cells.
     seed: of these.
@@ -99,9 +104,9 @@ def rank_correlation(
     The median, its bootstrap's 95 % interval, and the number of runs.
   """
   tables = []
-  for cell in _cells(runs.assign(**{"lr*C": runs["lr"] * runs["C"]}), context):
+  for cell in cells(with_rate(runs), context):
     if lowest_rate:
-      cell = cell[cell["lr*C"].rank(pct=True) <= _LOWEST]
+      cell = cell[cell["rate"].rank(pct=True) <= _LOWEST]
     tables.append(cell[[column, response]].to_numpy(float))
 
   def again(rng: np.random.Generator) -> float:
@@ -116,49 +121,16 @@ def rank_correlation(
   return Interval(value, low, high, sum(map(len, tables)))
 
 
-def explained(
-  runs: pd.DataFrame,
-  columns: Sequence[str],
-  response: str = "accuracy",
-  *,
-  context: Sequence[str] = (),
-  num_trees: int = 128,
-  seed: int = 0,
-) -> float:
-  """The cross-validated R2 of the context and some columns.
+def with_rate(runs: pd.DataFrame) -> pd.DataFrame:
+  """Runs with their ``rate``: lr C, unless they state it.
 
-  Columns are of the runs, or "lr*C", the product. If what matters of lr and C
-  is their product, it explains as much as the two.
-
-  Args:
-    runs: one row a run.
-    columns: what the surrogate sees, on a log scale where all are positive.
-    response: scaled to [0, 1] in each cell.
-    context: columns whose combinations are cells.
-    num_trees: of the surrogate.
-    seed: of folds and trees.
+  Under ``clipping.normalized`` they do, since lr itself is the rate there.
   """
-  from jaxdp.studies.analysis import _surrogate
-
-  runs = runs.assign(**{"lr*C": runs["lr"] * runs["C"]})
-  axes = _surrogate.space(runs, (), context)
-  numbers = runs[list(columns)].to_numpy(float)
-  numbers = np.where(
-    (numbers > 0).all(axis=0), np.log(np.abs(numbers)), numbers
-  )
-  x = np.concatenate([numbers, *(axis.encode(runs) for axis in axes)], axis=1)
-  y = _surrogate.scaled(runs, response, context)
-  rng = np.random.default_rng(seed)
-  error = np.zeros(len(y))
-  for part in _surrogate.folds(runs, 5, rng):
-    forest = _surrogate.fit_forest(
-      np.delete(x, part, 0), np.delete(y, part), num_trees, x.shape[1], rng
-    )
-    error[part] = y[part] - forest.predict(x[part])
-  return float(1 - np.mean(error**2) / y.var())
+  return runs if "rate" in runs else runs.assign(rate=runs["lr"] * runs["C"])
 
 
-def _cells(runs: pd.DataFrame, context: Sequence[str]) -> list[pd.DataFrame]:
+def cells(runs: pd.DataFrame, context: Sequence[str]) -> list[pd.DataFrame]:
+  """The runs by cell."""
   if not context:
     return [runs]
   return [cell for _, cell in runs.groupby(list(context))]
@@ -169,6 +141,11 @@ def _slope(points: np.ndarray) -> float:
   _, vectors = np.linalg.eigh(np.cov(points.T))
   x, y = vectors[:, 1]
   return float(y / x) if x else np.inf
+
+
+def _least_squares(points: np.ndarray) -> float:
+  x, y = points.T
+  return float(np.cov(x, y)[0, 1] / max(np.var(x, ddof=1), 1e-300))
 
 
 def _spearman(table: np.ndarray) -> float:
