@@ -48,6 +48,8 @@ class Budget:
     epochs: passes over the data, in expectation.
     found: which of these was found for the target; None if none was open.
     warnings: what weakens the claim, one sentence each.
+    selection: how a run will be selected among several; None if it is not.
+    selected_epsilon: of the selected run, at the same delta.
   """
 
   epsilon: float
@@ -63,6 +65,8 @@ class Budget:
   epochs: float
   found: str | None = None
   warnings: tuple[str, ...] = ()
+  selection: str | None = None
+  selected_epsilon: float | None = None
 
   @classmethod
   def of(
@@ -71,8 +75,9 @@ class Budget:
     num_steps: int,
     delta: float,
     found: str | None = None,
+    selection: accounting.Selection | None = None,
   ) -> "Budget":
-    """What so many steps of a mechanism cost."""
+    """What so many steps of a mechanism cost, and what selection adds."""
     statement = mechanism.privacy(num_steps, delta)
     sampler = mechanism.sampler
     units = sampler.expected_num_units
@@ -90,13 +95,18 @@ class Budget:
       epochs=num_steps * units / sampler.num_examples,
       found=found,
       warnings=statement.warnings,
+      selection=None if selection is None else str(selection),
+      selected_epsilon=None
+      if selection is None
+      else selection.epsilon(mechanism, num_steps, delta),
     )
 
   def to_json(self) -> str:
     """The plan as strict JSON; an infinite epsilon is null."""
     fields = dataclasses.asdict(self)
-    if not math.isfinite(self.epsilon):
-      fields["epsilon"] = None
+    for name in ("epsilon", "selected_epsilon"):
+      if not math.isfinite(fields[name] or 0.0):
+        fields[name] = None
     return json.dumps(fields, indent=2, allow_nan=False)
 
   def __str__(self) -> str:
@@ -113,6 +123,8 @@ class Budget:
       "num_steps": f"{self.num_steps:,}",
       "epochs": f"{self.epochs:.4g}",
     }
+    if self.selected_epsilon is not None:
+      rows["selected epsilon"] = _round_up(self.selected_epsilon)
     lines = [
       f"{name.replace('_', ' '):<22}{value}"
       + ("   <- found" if name == self.found else "")
@@ -138,6 +150,7 @@ def plan(
   sampler: str = "Poisson",
   max_batch_size: int | Literal["auto"] | None = "auto",
   neighboring_relation: NeighboringRelation | None = None,
+  selection: accounting.Selection | None = None,
 ) -> Budget:
   """The cost of a plan; with a target, finds the one value that is left open.
 
@@ -152,6 +165,8 @@ def plan(
     sampler: name of a class in ``jaxdp.sampling``.
     max_batch_size: cap of "Poisson".
     neighboring_relation: None for the sampler's own.
+    selection: also say what the best of a random number of runs costs. A target
+      is that of one run.
 
   Guarantees:
     With a target, epsilon is at most the target; see ``calibrate_noise``,
@@ -193,12 +208,12 @@ def plan(
   found = missing[0] if missing else None
   if found is None:
     assert num_steps is not None
-    return Budget.of(mechanism, num_steps, delta)
+    return Budget.of(mechanism, num_steps, delta, None, selection)
   assert target_epsilon is not None
   target: Any = {"target_epsilon": target_epsilon, "target_delta": delta}
   if found == "num_steps":
     num_steps = accounting.calibrate_steps(mechanism, **target)
-    return Budget.of(mechanism, num_steps, delta, found)
+    return Budget.of(mechanism, num_steps, delta, found, selection)
   assert num_steps is not None
   calibrate: Any = (
     accounting.calibrate_noise
@@ -206,7 +221,7 @@ def plan(
     else accounting.calibrate_batch_size
   )
   mechanism = calibrate(mechanism, num_steps=num_steps, **target)
-  return Budget.of(mechanism, num_steps, delta, found)
+  return Budget.of(mechanism, num_steps, delta, found, selection)
 
 
 def _sampler(

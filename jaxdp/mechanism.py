@@ -166,13 +166,20 @@ class Mechanism:
     return accounting.Ledger.for_mechanism(self)
 
   def privacy(
-    self, num_steps: int, delta: float, *, seed_policy: str = "os"
+    self,
+    num_steps: int,
+    delta: float,
+    *,
+    seed_policy: str = "os",
+    facts: accounting.RunFacts | None = None,
   ) -> accounting.PrivacyStatement:
     """Everything a reader of ``num_steps`` releases must know."""
     ledger = self.ledger()
     ledger.charge(num_steps)
+    if facts is None:
+      facts = accounting.RunFacts(public_batch=self.rule.needs_public_norms)
     return ledger.statement(
-      delta, rule=repr(self.rule), seed_policy=seed_policy
+      delta, rule=repr(self.rule), seed_policy=seed_policy, facts=facts
     )
 
   def to_dict(self) -> dict[str, Any]:

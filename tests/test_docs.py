@@ -14,6 +14,7 @@ import pytest
 
 import jaxdp
 from jaxdp import clipping, optimizers, sampling
+from tests import test_statement
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PAGES = [*sorted(_ROOT.glob("docs/*.md")), *sorted(_ROOT.glob("*.md"))]
@@ -61,6 +62,25 @@ def test_tests_that_a_page_names_exist(path):
     file = _ROOT / "tests" / f"{module}.py"
     assert file.exists(), file
     assert f"def {name}" in file.read_text(), f"{module}.py::{name}"
+
+
+def test_the_threat_model_speaks_of_every_assumption_and_of_no_other():
+  """Its table quotes the sentences of statements."""
+  text = (_ROOT / "docs" / "threat_model.md").read_text()
+  table = text[text.index("## Assumptions") : text.index("## Seeds")]
+  rows = re.findall(r"^\| (\".*?) \|(.*)$", table, re.M)
+  quoted = [piece for cell, _ in rows for piece in re.findall('"(.*?)"', cell)]
+  sentences = {
+    sentence
+    for run in test_statement.RUNS
+    for sentence in test_statement.statement_of(run).assumptions
+  }
+  for sentence in sentences:
+    assert any(piece in sentence for piece in quoted), sentence
+  for piece in quoted:
+    assert any(piece in sentence for sentence in sentences), piece
+  assert "test_noise.py::" in text
+  assert "test_rounding.py::" in text
 
 
 def test_every_public_name_is_in_the_table_of_the_readme():

@@ -62,6 +62,11 @@ def test_training_a_config_reaches_a_digit_reader(digits):
   assert history.metrics[-1]["test_accuracy"] > 0.6
   assert history.ledger.num_steps == 20
   assert history.statement.seed_policy == "named"
+  # Models and preprocessing of configs are known, and need no assumption.
+  text = str(history.statement)
+  assert "Evaluations are exact" in text
+  for what in ("Initial parameters", "Preprocessing", "Rows that do not train"):
+    assert what not in text
   kernel = jax.tree.leaves(state.params)[0]
   assert kernel.sharding.device_set == set(jax.devices())
   written = json.loads((workdir / "config.json").read_text())

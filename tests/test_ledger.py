@@ -229,8 +229,6 @@ def test_a_statement_holds_the_claim_and_everything_around_it():
   assert statement.warnings == ()
   event = eval(statement.dp_event, vars(dp_accounting))
   assert event == POISSON.dp_event(100)
-  for word in ("tuning", "floating point", "seed", "preprocessing", "sampling"):
-    assert any(word in text.lower() for text in statement.assumptions), word
 
 
 @every_mechanism

@@ -115,7 +115,7 @@ def test_fit_follows_the_public_batch():
     progress=False,
   )
   assert (scales(state) != 1).any()
-  assert "public batches" in " ".join(history.statement.assumptions)
+  assert "Public batches" in " ".join(history.statement.assumptions)
 
 
 def test_a_public_batch_and_its_rule_need_each_other():

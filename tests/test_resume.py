@@ -514,6 +514,6 @@ def test_other_errors_of_the_disk_are_left_as_they_are(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_later_parameters_and_ledger_are_the_same(tmp_path):
-  kills.finish(tmp_path / "whole")
+  kills.finish(kills.start_training(tmp_path / "whole"))
   actual = kills.kill_again_and_again(tmp_path / "run", kills=20, seed=1)
   assert actual == kills.outcome(tmp_path / "whole")

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
+from absl import app, flags
+
+import jaxdp
 
 # ml_collections loads a config in an old way.
 pytestmark = pytest.mark.filterwarnings(
@@ -147,6 +149,16 @@ def test_a_study_that_is_stopped_at_once_says_so(call, tmp_path):
   assert "for 7 steps" in page
 
 
+def test_executors_are_for_surveys(call, tmp_path):
+  arguments = (
+    "study.py",
+    "--config=configs/studies/psasc.py:digits",
+    f"--workdir={tmp_path}",
+  )
+  with pytest.raises(app.UsageError, match="are for surveys"):
+    call(*arguments, "--executor=ray")
+
+
 def test_a_survey_shows_what_it_would_run_and_runs_it(call, tmp_path):
   arguments = (
     "study.py",
@@ -161,6 +173,8 @@ def test_a_survey_shows_what_it_would_run_and_runs_it(call, tmp_path):
   assert not (tmp_path / "runs.jsonl").exists()
   assert "complete" in call(*arguments)
   assert (tmp_path / "runs.parquet").exists()
+  with pytest.raises(ValueError, match=r"runs\.jsonl holds runs, and resume"):
+    call(*arguments, "--noresume")
   assert "rr_digits.py" in call("study.py", "--list")
 
 
@@ -175,6 +189,20 @@ def test_accounting_finds_what_is_left_open(call):
   plan = json.loads(call("account.py", *PLAN, *arguments))
   assert plan["num_steps"] == 100
   assert plan["found"] == "num_steps"
+
+
+def test_accounting_adds_what_selection_costs(call):
+  arguments = ["--num_steps=100", "--noise_multiplier=30"]
+  selection = ["--selection=geometric", "--selection_mean=5"]
+  out = call("account.py", *PLAN, *arguments, *selection)
+  assert "epsilon               1.2711\n" in out
+  plan = json.loads(call("account.py", *PLAN, *arguments, *selection, "--json"))
+  assert f"selected epsilon      {plan['selected_epsilon']:.3f}" in out
+  one = jaxdp.Mechanism(
+    jaxdp.clipping.flat(1.0), jaxdp.sampling.FullBatch(1000), 30.0
+  )
+  cost = jaxdp.accounting.Selection(5, "geometric").epsilon(one, 100, 1e-5)
+  assert plan["selected_epsilon"] == cost > plan["epsilon"]
 
 
 def test_accounting_reads_configs(call, trained):
@@ -193,6 +221,10 @@ def test_accounting_reads_configs(call, trained):
     (
       [*PLAN, "--num_steps=1", "--noise_multiplier=-1"],
       "error: noise_multiplier must be >= 0",
+    ),
+    (
+      [*PLAN, "--selection=poisson", "--selection_mean=0.5"],
+      "error: mean must be >= 1",
     ),
   ],
 )

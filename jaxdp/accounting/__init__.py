@@ -6,6 +6,7 @@ closed forms of Gaussian differential privacy.
 """
 
 from jaxdp.accounting import _gdp as gdp
+from jaxdp.accounting._assumptions import RunFacts
 from jaxdp.accounting._calibration import (
   calibrate_batch_size,
   calibrate_noise,
@@ -15,6 +16,7 @@ from jaxdp.accounting._epsilon import delta, epsilon
 from jaxdp.accounting._events import from_dict as event_from_dict
 from jaxdp.accounting._events import to_dict as event_to_dict
 from jaxdp.accounting._ledger import Ledger, Plan, Segment
+from jaxdp.accounting._selection import Selection
 from jaxdp.accounting._statement import PrivacyStatement
 from jaxdp.accounting._tradeoff import TradeoffCurve, tradeoff
 
@@ -22,7 +24,9 @@ __all__ = [
   "Ledger",
   "Plan",
   "PrivacyStatement",
+  "RunFacts",
   "Segment",
+  "Selection",
   "TradeoffCurve",
   "calibrate_batch_size",
   "calibrate_noise",

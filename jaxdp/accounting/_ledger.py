@@ -36,6 +36,7 @@ from dp_accounting import NeighboringRelation
 
 from jaxdp import sampling
 from jaxdp.accounting import _epsilon, _events, _statement, _validate
+from jaxdp.accounting._assumptions import RunFacts
 from jaxdp.schedule import CONSTANT, PiecewiseConstant
 
 _FORMAT = 1
@@ -254,7 +255,12 @@ class Ledger:
     )
 
   def statement(
-    self, delta: float, *, rule: str = "", seed_policy: str = "os"
+    self,
+    delta: float,
+    *,
+    rule: str = "",
+    seed_policy: str = "os",
+    facts: RunFacts | None = None,
   ) -> _statement.PrivacyStatement:
     """What a reader must know of the executed steps.
 
@@ -263,6 +269,7 @@ class Ledger:
       rule: the clipping rule, in words or as its repr.
       seed_policy: "os" if all seeds came from the operating system and
         stay in the checkpoints, "named" for a research run whose seed is known.
+      facts: of the run, on which the assumptions depend; None knows little.
     """
     end = max((s.first_step + s.num_steps for s in self.segments), default=0)
     levels = self.plan.noise_multipliers(0, max(end, 1))
@@ -279,6 +286,7 @@ class Ledger:
       sampler=self.plan.sampler,
       rule=rule,
       seed_policy=seed_policy,
+      facts=facts or RunFacts(),
     )
 
   def to_json(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import dp_accounting
 from dp_accounting import NeighboringRelation
 
+from jaxdp.accounting._assumptions import RunFacts, assumptions
 from jaxdp.sampling import Sampler
 
 SEED_POLICIES = ("os", "named")
@@ -34,20 +35,6 @@ _SEEDS = {
   "os": "from the operating system; in checkpoints, not in a release",
   "named": "named by the user: research run",
 }
-_ASSUMPTIONS = (
-  "Tuning is not charged: if settings, checkpoints or seeds were chosen by "
-  "results on this data, epsilon does not cover the choice.",
-  "Only what was noised is released: losses, norms, clip fractions and batch "
-  "sizes on the private data are kept back.",
-  "Seed secrecy: nobody who sees the result knows the seeds of the sampler and "
-  "the noise, and they serve no other run. The generators are taken as "
-  "random.",
-  "Preprocessing is public: constants, vocabulary, class weights, masks, "
-  "public batches and pretrained parameters do not depend on the private data.",
-  "Floating point: the proof is for real numbers. Noise is drawn with exact "
-  "tails and added in float32; the gap to the reals is not charged.",
-  "The number of examples is public.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +53,8 @@ class PrivacyStatement:
     sampler: ``Sampler.to_dict()``.
     rule: the clipping rule.
     seed_policy: "os" or "named".
-    assumptions: what must hold for the claim, one sentence each.
+    assumptions: what must hold for the claim, one sentence each: those of this
+      run and no others. None if nothing is claimed.
     warnings: what weakens the claim, one sentence each.
   """
 
@@ -135,7 +123,7 @@ class PrivacyStatement:
       lines += ["", "Warnings"]
       for text in self.warnings:
         lines += _hanging("  ! ", text)
-    if math.isfinite(self.epsilon):
+    if self.assumptions:
       lines += ["", "Assumptions"]
       for text in self.assumptions:
         lines += _hanging("  - ", text)
@@ -155,6 +143,7 @@ def make(
   sampler: Sampler,
   rule: str,
   seed_policy: str,
+  facts: RunFacts,
 ) -> PrivacyStatement:
   """The statement of these releases, with its assumptions and warnings."""
   if seed_policy not in SEED_POLICIES:
@@ -163,7 +152,10 @@ def make(
       '"os" for seeds from the operating system, "named" if anybody knows them.'
     )
   warnings = []
-  if math.isinf(epsilon):
+  needed: tuple[str, ...] = ()
+  if math.isfinite(epsilon):
+    needed = assumptions(facts, sampler, neighboring_relation, seed_policy)
+  else:
     warnings.append(
       "Not private: there is no noise or no clipping bound, so no epsilon."
     )
@@ -199,7 +191,7 @@ def make(
     sampler=sampler.to_dict(),
     rule=rule,
     seed_policy=seed_policy,
-    assumptions=(*sampler.assumptions, *_ASSUMPTIONS),
+    assumptions=needed,
     warnings=tuple(warnings),
   )
 

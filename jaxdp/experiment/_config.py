@@ -30,6 +30,7 @@ _FIT = set(inspect.signature(training.fit).parameters) - {
   "config",
   "progress",
   "performance",
+  "facts",
 }
 _FLAGS = {f.name for f in dataclasses.fields(training.PerformanceFlags)}
 _VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {

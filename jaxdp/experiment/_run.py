@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxdp import budget, training
+from jaxdp import accounting, budget, training
 from jaxdp.experiment._config import ExperimentConfig
 from jaxdp.experiment._task import (
+  Rows,
   load,
   load_train,
   make_public_batch,
@@ -31,7 +32,8 @@ def train(
   config = ExperimentConfig.from_config_dict(config)
   optimizer = config.make_optimizer()
   config.make_rule()
-  dataset, public, _ = load_train(config)
+  rows = load_train(config)
+  dataset, public, _ = rows
   test = load(config, "test")
   num_examples = len(next(iter(dataset.values())))
   mechanism = config.make_mechanism(num_examples)
@@ -67,7 +69,17 @@ def train(
       **config.performance,
       mesh=training.data_mesh(devices) if len(devices) > 1 else None,
     ),
+    facts=facts(rows),
     **options,
+  )
+
+
+def facts(rows: Rows) -> accounting.RunFacts:
+  """Models start from a seed alone; data are scaled by constants, or hashed."""
+  return accounting.RunFacts(
+    params_given=False,
+    preprocessed=False,
+    held_out=not (rows.public is None and rows.rest is None),
   )
 
 
@@ -88,12 +100,17 @@ def evaluate(
   return task.evaluate(params, dataset)
 
 
-def plan(config: Any, num_examples: int | None = None) -> budget.Budget:
+def plan(
+  config: Any,
+  num_examples: int | None = None,
+  selection: accounting.Selection | None = None,
+) -> budget.Budget:
   """What a config will cost; its noise is found if it names a target.
 
   Args:
     config: see ``ExperimentConfig``.
     num_examples: rows of the data set; None to load it and see.
+    selection: of one among several runs, see ``budget.plan``.
   """
   config = ExperimentConfig.from_config_dict(config)
   if num_examples is None:
@@ -109,4 +126,5 @@ def plan(config: Any, num_examples: int | None = None) -> budget.Budget:
     config.training["num_steps"],
     config.privacy["delta"],
     None if config.privacy["target_epsilon"] is None else "noise_multiplier",
+    selection,
   )

@@ -100,11 +100,14 @@ class Poisson(_sampler.SamplerBase):
 
   @property
   def assumptions(self) -> tuple[str, ...]:
+    cut = ""
+    if self.batch_size < self.num_examples:
+      cut = f" and cut at random to at most {self.batch_size}"
     return (
       "Amplification by sampling: every example enters every step "
       f"independently with probability {self.sampling_probability:.6g}, drawn "
-      "by this library's sampler, and which examples were in which step is "
-      "kept secret.",
+      f"by this library's sampler{cut}, and which examples were in which step "
+      "is kept secret.",
     )
 
   def with_batch_size(self, batch_size: int) -> Self:

@@ -3,6 +3,7 @@
 ``_run.py`` has what it then does.
 """
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxdp import per_example, probe, units
+from jaxdp import accounting, per_example, probe, units
 from jaxdp.inner_momentum import InnerMomentum
 from jaxdp.mechanism import Mechanism
 from jaxdp.public_batch import PublicBatch
@@ -52,6 +53,7 @@ def fit(
   diagnostics: bool = False,
   progress: bool = True,
   performance: PerformanceFlags | None = None,
+  facts: accounting.RunFacts | None = None,
 ) -> tuple[TrainState, History]:
   """Trains for a number of steps, with a true (epsilon, delta) at every one.
 
@@ -88,6 +90,8 @@ def fit(
     diagnostics: report un-noised losses and norms, marked *sensitive*.
     progress: show a progress bar.
     performance: see ``PerformanceFlags``.
+    facts: what the caller knows of parameters and data, so that the statement
+      need not assume it: ``params_given``, ``preprocessed``, ``held_out``.
 
   Returns:
     ``(state, history)``. ``state`` is *sensitive*: it holds the noise key. The
@@ -153,6 +157,15 @@ def fit(
     keep_checkpoints=keep_checkpoints,
     progress=progress,
     performance=performance,
+    facts=dataclasses.replace(
+      facts or accounting.RunFacts(),
+      own_loop=False,
+      part_frozen=trainable is not None,
+      rows_are_users=isinstance(_feed.first_row(dataset), units.Records),
+      public_batch=public_batch is not None,
+      evaluated=eval_fn is not None,
+      diagnostics=diagnostics,
+    ),
   )
   on_device = performance.data_on_device
   feed = _feed.Feed(

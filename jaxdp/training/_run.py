@@ -34,6 +34,8 @@ from jaxdp.training._step import StepInfo, TrainState, TrainStep
 # Bins of the accountant for rows in between: some ten times faster than those
 # of the last row, and epsilon comes out at most 0.5 % larger, never smaller.
 _FINE, _COARSE = 1e-4, 1e-3
+# Names in rows that are not of an evaluation.
+_OWN = {"step", "examples_per_second", "epsilon", "update_norm", "sensitive"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Run:
   keep_checkpoints: int
   progress: bool
   performance: PerformanceFlags
+  facts: accounting.RunFacts
 
   def __call__(
     self, params: PyTree, feed: _feed.Feed, seeds: Seeds
@@ -287,6 +290,7 @@ class Run:
         self.delta,
         rule=repr(mechanism.rule),
         seed_policy="os" if self._seeds.named is None else "named",
+        facts=self._facts(state, rows),
       )
     if self._checkpoints is not None:
       assert self.workdir is not None
@@ -298,7 +302,25 @@ class Run:
         None if self._ledger is None else self._ledger.dp_event(),
         is_main=self._is_main,
       )
-    return History(rows, self._ledger, statement, self._end < self.num_steps)
+    return History(rows, self._ledger, statement, self._stopped)
+
+  def _facts(
+    self, state: TrainState, rows: list[dict[str, Any]]
+  ) -> accounting.RunFacts:
+    """Of all calls of the run: what an earlier one showed is in its rows."""
+    shown = {name for row in rows for name in row}
+    return dataclasses.replace(
+      self.facts,
+      evaluated=self.facts.evaluated or bool(shown - _OWN),
+      diagnostics=self.facts.diagnostics or "sensitive" in shown,
+      ended_by="max_epsilon" if self._stopped else "num_steps",
+      release="last" if state.ema_params == () else "average",
+    )
+
+  @property
+  def _stopped(self) -> bool:
+    """Whether the budget allows fewer steps than were asked for."""
+    return self._end < self.num_steps
 
 
 def released_params(state: TrainState) -> PyTree:
