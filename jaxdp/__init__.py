@@ -9,6 +9,7 @@ from dp_accounting import NeighboringRelation
 
 from jaxdp import (
   accounting,
+  audit,
   clipping,
   connectivity,
   noise,
@@ -49,6 +50,7 @@ __all__ = [
   "PrivacyStatement",
   "PublicBatch",
   "accounting",
+  "audit",
   "calibrate_batch_size",
   "calibrate_noise",
   "calibrate_steps",
