@@ -1,10 +1,12 @@
 """Black-box audits: bounds that are true, and mechanisms that keep below."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
-from jaxdp import audit
+import jaxdp
+from jaxdp import audit, clipping, sampling
 from jaxdp.accounting import gdp
 
 DELTA = 1e-5
@@ -57,11 +59,11 @@ def test_bounds_exceed_the_truth_no_more_often_than_stated(confidence):
 
 def test_a_threshold_is_not_judged_by_the_trials_that_chose_it():
   """Where it is, the luckiest of many beats the truth far too often."""
-  mu, repetitions = 1.0, 100
+  mu, repetitions = 1.0, 50
   lucky = 0
   for with_canary, without in gaussian_scores(mu, 200, repetitions):
     best = 0.0
-    for threshold in np.linspace(-3, 4, 200):
+    for threshold in np.linspace(-3, 4, 50):
       errors = (without >= threshold).sum(), (with_canary < threshold).sum()
       tails = [audit.ErrorRate(int(k), 200).interval(0.5)[1] for k in errors]
       best = max(best, float(-np.sum(stats.norm.ppf(tails))))
@@ -115,3 +117,75 @@ def test_confidence_and_delta_are_probabilities():
     audit.mu_lower_bound(zeros, zeros, confidence=95)
   with pytest.raises(ValueError, match="delta must be > 0"):
     audit.epsilon_lower_bound(zeros, zeros, delta=0.0)
+
+
+def mechanism_of(rule=None, sampler=None, **options):
+  return jaxdp.Mechanism(
+    clipping.flat(1.0) if rule is None else rule,
+    sampling.FullBatch(3) if sampler is None else sampler,
+    **{"noise_multiplier": 1.0, **options},
+  )
+
+
+@pytest.mark.parametrize(
+  "target, trials",
+  [pytest.param(1.0, 100_000, marks=pytest.mark.slow), (4.0, 20_000)],
+)
+def test_an_audit_of_flat_clipping_reaches_its_claim(target, trials):
+  mechanism = jaxdp.calibrate_noise(
+    mechanism_of(), target_epsilon=target, target_delta=DELTA, num_steps=1
+  )
+  result = audit.mechanism(mechanism, delta=DELTA, trials=trials)
+  assert result.epsilon_claimed == mechanism.privacy(1, DELTA).epsilon
+  assert 0.999 * target < result.epsilon_claimed <= target
+  assert 0.8 * target <= result.epsilon_lower <= result.epsilon_claimed
+  assert result.confidence == 0.95
+
+
+def test_both_sides_alike_show_nothing():
+  sampler = sampling.Poisson(num_examples=6, expected_batch_size=3)
+  for with_canary in ((True, True), (False, False)):
+    found = audit.scores(
+      mechanism_of(sampler=sampler),
+      num_steps=1,
+      trials=2000,
+      seed=0,
+      with_canary=with_canary,
+    )
+    assert not np.array_equal(*found)
+    assert audit.mu_lower_bound(*found).value == 0
+    assert audit.epsilon_lower_bound(*found, delta=DELTA).value == 0
+
+
+def test_scores_of_a_full_batch_are_those_of_one_gaussian():
+  """N(mu^2 / 2, mu^2) with the canary and N(-mu^2 / 2, mu^2) without."""
+  mu, trials = 1.5, 2000
+  found = audit.scores(
+    mechanism_of(noise_multiplier=1 / mu), num_steps=1, trials=trials, seed=0
+  )
+  for sign, scores in zip((1, -1), found, strict=True):
+    exact = stats.norm(sign * mu**2 / 2, mu)
+    assert stats.kstest(scores, exact.cdf).pvalue > 1e-3
+    assert stats.kstest(
+      scores, stats.norm(exact.mean(), 0.8 * mu).cdf
+    ).pvalue < (1e-6)
+
+
+class HalfTheNoise(jaxdp.Mechanism):
+  """What an audit is for: the claim is that of twice the noise."""
+
+  def stddev(self, rule_state, step=0):
+    return super().stddev(rule_state, step) / 2
+
+
+def test_a_mechanism_that_adds_half_its_noise_is_refuted():
+  jax.tree_util.register_dataclass(HalfTheNoise)
+  honest = mechanism_of(noise_multiplier=2.0)
+  broken = HalfTheNoise(honest.rule, honest.sampler, 2.0)
+  results = [
+    audit.mechanism(mechanism, delta=DELTA, trials=2000)
+    for mechanism in (honest, broken)
+  ]
+  assert [result.exceeds for result in results] == [False, True]
+  assert "REFUTES the claim" in str(results[1])
+  assert "is within the claim" in str(results[0])

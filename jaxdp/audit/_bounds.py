@@ -29,7 +29,7 @@ from scipy import special
 
 from jaxdp.accounting import _validate, gdp
 
-_MIN_TRIALS = 100
+MIN_TRIALS = 100
 _MAX_THRESHOLDS = 1000
 _CHOICE_ALPHA = 1e-3
 _Upper = np.ndarray | float
@@ -231,9 +231,9 @@ def _bound(
 def _split(scores: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
   """A quarter to choose by, and the rest, whatever order they came in."""
   scores = np.asarray(scores, np.float64)
-  if scores.ndim != 1 or len(scores) < _MIN_TRIALS:
+  if scores.ndim != 1 or len(scores) < MIN_TRIALS:
     raise ValueError(
-      f"{name} must be a vector of at least {_MIN_TRIALS} scores, got shape "
+      f"{name} must be a vector of at least {MIN_TRIALS} scores, got shape "
       f"{scores.shape}. Run more trials."
     )
   if np.isnan(scores).any():
