@@ -2,7 +2,8 @@
 
 Read ``_bounds.py`` first: from an adversary's scores to lower bounds on epsilon
 and mu at a stated confidence. ``mechanism`` plays that adversary against
-thousands of short runs. A lower bound above the claim is a bug; one below it
+thousands of short runs; ``one_run_lower_bound`` needs a single run with many
+canaries. A lower bound above the claim is a bug; one below it
 proves nothing.
 """
 
@@ -14,17 +15,27 @@ from jaxdp.audit._bounds import (
   gdp_epsilon_lower_bound,
   mu_lower_bound,
 )
+from jaxdp.audit._neighbours import Blanked
+from jaxdp.audit._one_run import (
+  OneRunBound,
+  one_run_lower_bound,
+  one_run_p_value,
+)
 from jaxdp.audit._trials import Scores, linear_loss, scores
 
 __all__ = [
   "AuditResult",
+  "Blanked",
   "Bound",
   "ErrorRate",
+  "OneRunBound",
   "Scores",
   "epsilon_lower_bound",
   "gdp_epsilon_lower_bound",
   "linear_loss",
   "mechanism",
   "mu_lower_bound",
+  "one_run_lower_bound",
+  "one_run_p_value",
   "scores",
 ]

@@ -1,10 +1,12 @@
 """From a config to a run: the one place that reads a ConfigDict.
 
-``train``, ``evaluate`` and ``plan`` are what the scripts call. A config names a
-data set, a model, a clipping rule, a sampler, an optimizer and a budget;
-``ExperimentConfig`` checks all of it before anything is loaded or compiled.
+``train``, ``evaluate``, ``plan`` and ``run_audit`` are what the scripts call. A
+config names a data set, a model, a clipping rule, a sampler, an optimizer and a
+budget; ``ExperimentConfig`` checks all of it before anything is loaded or
+compiled.
 """
 
+from jaxdp.experiment._audit import run_audit
 from jaxdp.experiment._config import ExperimentConfig
 from jaxdp.experiment._run import evaluate, plan, train
 from jaxdp.experiment._task import (
@@ -26,5 +28,6 @@ __all__ = [
   "make_public_batch",
   "make_task",
   "plan",
+  "run_audit",
   "train",
 ]

@@ -104,9 +104,9 @@ class ExperimentConfig:
   def from_config_dict(cls, config: Any) -> "ExperimentConfig":
     """Reads an ``ml_collections.ConfigDict`` (or a plain nested dict)."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    _check_names("", values, set(_VALUES), set())
+    check_names("", values, set(_VALUES), set())
     for section, (needed, more) in _VALUES.items():
-      _check_names(f".{section}", values[section], needed, more)
+      check_names(f".{section}", values[section], needed, more)
     return cls(**values)
 
   def to_dict(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class ExperimentConfig:
     return optimizer
 
 
-def _check_names(
+def check_names(
   section: str, values: Any, needed: set[str], more: set[str] | None
 ) -> None:
   """Raises unless these names are there, and no others than ``more``."""

@@ -43,11 +43,6 @@ def train(
   def eval_fn(params: Any) -> dict[str, float]:
     return {f"test_{k}": v for k, v in task.evaluate(params, test).items()}
 
-  options = dict(config.training)
-  options.pop("num_steps")
-  options.pop("public_every", None)
-  if options.get("inner_momentum") is not None:
-    options["inner_momentum"] = config.make_inner_momentum()
   devices = jax.devices()
   return training.fit(
     task.loss_fn,
@@ -70,8 +65,18 @@ def train(
       mesh=training.data_mesh(devices) if len(devices) > 1 else None,
     ),
     facts=facts(rows),
-    **options,
+    **fit_options(config),
   )
+
+
+def fit_options(config: ExperimentConfig) -> dict[str, Any]:
+  """What the section ``training`` says to ``fit``, but the number of steps."""
+  options = dict(config.training)
+  options.pop("num_steps")
+  options.pop("public_every", None)
+  if options.get("inner_momentum") is not None:
+    options["inner_momentum"] = config.make_inner_momentum()
+  return options
 
 
 def facts(rows: Rows) -> accounting.RunFacts:
