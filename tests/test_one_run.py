@@ -110,12 +110,13 @@ def test_scores_can_be_handed_to_the_auditor_of_jax_privacy():
   gdp = auditor.epsilon_from_gdp(0.05, DELTA)
   ours = audit.gdp_epsilon_lower_bound(*scores, delta=DELTA)
   assert gdp == pytest.approx(ours.value, rel=0.15)
-  included = np.arange(8000) < 4000
-  ours = audit.one_run_lower_bound(
-    np.concatenate(scores), included, delta=DELTA
+  # And the p-value of one run, at its own count of right guesses.
+  theirs = auditor.epsilon_one_run(
+    0.05, DELTA, threshold_strategy=auditing.Explicit(2.0)
   )
-  theirs = auditor.epsilon_one_run(0.05, DELTA)
-  assert theirs == pytest.approx(ours.value, rel=0.3)
+  positives = [int(np.sum(x >= 2.0)) for x in scores]
+  p = audit.one_run_p_value(8000, sum(positives), positives[0], theirs, DELTA)
+  assert p == pytest.approx(0.05, rel=1e-3)
 
 
 def test_blank_rows_are_in_no_batch_and_all_else_is_as_it_was():
