@@ -140,21 +140,21 @@ def test_an_audit_of_flat_clipping_reaches_its_claim(target, trials):
   assert 0.999 * target < result.epsilon_claimed <= target
   assert 0.8 * target <= result.epsilon_lower <= result.epsilon_claimed
   assert result.confidence == 0.95
+  assert "is within the claim" in str(result)
 
 
 def test_both_sides_alike_show_nothing():
   sampler = sampling.Poisson(num_examples=6, expected_batch_size=3)
-  for with_canary in ((True, True), (False, False)):
-    found = audit.scores(
-      mechanism_of(sampler=sampler),
-      num_steps=1,
-      trials=2000,
-      seed=0,
-      with_canary=with_canary,
-    )
-    assert not np.array_equal(*found)
-    assert audit.mu_lower_bound(*found).value == 0
-    assert audit.epsilon_lower_bound(*found, delta=DELTA).value == 0
+  found = audit.scores(
+    mechanism_of(sampler=sampler),
+    num_steps=1,
+    trials=2000,
+    seed=0,
+    with_canary=(True, True),
+  )
+  assert not np.array_equal(*found)
+  assert audit.mu_lower_bound(*found).value == 0
+  assert audit.epsilon_lower_bound(*found, delta=DELTA).value == 0
 
 
 def test_scores_of_a_full_batch_are_those_of_one_gaussian():
@@ -180,12 +180,7 @@ class HalfTheNoise(jaxdp.Mechanism):
 
 def test_a_mechanism_that_adds_half_its_noise_is_refuted():
   jax.tree_util.register_dataclass(HalfTheNoise)
-  honest = mechanism_of(noise_multiplier=2.0)
-  broken = HalfTheNoise(honest.rule, honest.sampler, 2.0)
-  results = [
-    audit.mechanism(mechanism, delta=DELTA, trials=2000)
-    for mechanism in (honest, broken)
-  ]
-  assert [result.exceeds for result in results] == [False, True]
-  assert "REFUTES the claim" in str(results[1])
-  assert "is within the claim" in str(results[0])
+  broken = HalfTheNoise(clipping.flat(1.0), sampling.FullBatch(3), 2.0)
+  result = audit.mechanism(broken, delta=DELTA, trials=2000)
+  assert result.exceeds
+  assert "REFUTES the claim" in str(result)

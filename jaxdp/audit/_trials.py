@@ -92,13 +92,13 @@ def scores(
 
   sigma = mechanism.sigma
   count = min(_CHUNK, trials)
-  probe = batches(True, int(seeds[4]), 0, count)
-  keys = _keys(int(seeds[4]), count)
-  (_, stddev) = run(sigma, keys, dataset, probe)
-  effects = _effects(
-    lambda batch: run(0.0, keys, dataset, batch)[0], sampler, probe, relation
+  reference = _reference(
+    sampler, relation, batches(True, int(seeds[4]), 0, count)
   )
-  effects = effects / stddev[0, 0]
+  keys = _keys(int(seeds[4]), count)
+  _, stddev = run(sigma, keys, dataset, reference)
+  sums, _ = run(0.0, keys, dataset, reference)
+  effects = sums[:3, 0] / stddev[0, 0]
   result = []
   for side, present in enumerate(with_canary):
     parts = []
@@ -191,46 +191,46 @@ def _runner(
   return run
 
 
-def _effects(
-  noiseless: Callable[[Batch], np.ndarray],
-  sampler: Sampler,
-  probe: Batch,
-  relation: NeighboringRelation,
-) -> np.ndarray:
-  """Sums of one batch: without the canary, with it, with its replacement."""
+def _reference(
+  sampler: Sampler, relation: NeighboringRelation, probe: Batch
+) -> Batch:
+  """Batches that begin with three cases of one batch that has the canary.
+
+  Without the canary, with it, and with what its neighbour has in its place.
+  """
   there = (probe.indices == 0) & ~probe.is_padding_example
-  places = tuple(range(2, there.ndim))
-  found = np.argwhere(there.any(axis=places))
+  found = np.argwhere(there.any(axis=tuple(range(2, there.ndim))))
   if not len(found):
     raise ValueError(
       f"The canary was in none of {len(there)} trials' batches. Sample it more "
       "often: fewer num_examples, or a larger batch."
     )
   trial, step = found[0]
-  indices, padding = (x[trial, step] for x in probe)
-  is_canary = (indices == 0) & ~padding
-  nobody = Batch(indices, padding | is_canary)
-  neighbour = nobody
+  with_canary = Batch(*(field[trial, step] for field in probe))
+  without = Batch(
+    with_canary.indices,
+    with_canary.is_padding_example | there[trial, step],
+  )
+  neighbour = without
   if relation == NeighboringRelation.REPLACE_ONE:
-    batch = Batch(indices, padding)
-    neighbour = Batch(_neighbours.replaced(sampler, batch), padding)
-  cases = [nobody, Batch(indices, padding), neighbour]
-  batch = Batch(*(np.array(x) for x in probe))
-  for case, rows in enumerate(cases):
-    for field, row in zip(batch, rows, strict=True):
+    indices = _neighbours.replaced(sampler, with_canary)
+    neighbour = with_canary._replace(indices=indices)
+  result = Batch(*(np.array(field) for field in probe))
+  for case, rows in enumerate((without, with_canary, neighbour)):
+    for field, row in zip(result, rows, strict=True):
       field[case, 0] = row
-  return noiseless(batch)[: len(cases), 0]
+  return result
 
 
 def _log_ratio(
   sampler: Sampler, released: np.ndarray, effects: np.ndarray
 ) -> np.ndarray:
   """Log likelihood, with the canary over with its neighbour; all by stddev."""
-  nobody, canary, neighbour = effects
+  without, canary, neighbour = effects
 
   def log_likelihood(present: np.ndarray) -> np.ndarray:
-    shift = present - nobody
-    gain = (released - nobody) @ shift - shift @ shift / 2
+    shift = present - without
+    gain = (released - without) @ shift - shift @ shift / 2
     return _sampled(sampler, gain)
 
   return log_likelihood(canary) - log_likelihood(neighbour)
