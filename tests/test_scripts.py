@@ -241,17 +241,17 @@ def test_scripts_are_thin(path):
 
 AUDIT = [
   "--config=configs/audit/mechanisms.py:flat",
-  "--config.audit.trials=200",
-  "--config.privacy.target_epsilon=2.0",
+  "--config.audit.trials=400",
+  "--config.privacy.target_epsilon=6.0",
 ]
 
 
 def test_an_audit_prints_one_object(call):
   result = json.loads(call("audit.py", *AUDIT, "--json"))
   assert result["mechanism"] == "flat"
-  assert 1.99 < result["epsilon_claimed"] <= 2
-  assert 0 < result["epsilon_lower"] < result["epsilon_claimed"]
-  assert (result["confidence"], result["trials"]) == (0.95, 200)
+  assert 5.99 < result["epsilon_claimed"] <= 6
+  assert 1 < result["epsilon_lower"] < result["epsilon_claimed"]
+  assert (result["confidence"], result["trials"]) == (0.95, 400)
 
 
 def test_an_audit_that_refutes_a_claim_fails(call, monkeypatch, capsys):
