@@ -184,13 +184,13 @@ def test_mistakes_in_an_audit_of_a_mechanism_are_named():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_no_audit_exceeds_its_claim(name):
-  result = experiment.run_audit(config_of(name, trials=5000, seed=1))
+  result = experiment.run_audit(config_of(name, trials=5000))
   assert 3.99 < result.epsilon_claimed <= 4
   assert not result.exceeds
   assert result.epsilon_lower > 0.1
   if mechanisms.get_config(name).sampler.name == "FullBatch":
     # Nothing is left to chance but the noise, so that audits are tight.
-    assert result.epsilon_lower > 0.8 * result.epsilon_claimed
+    assert result.epsilon_lower > 0.7 * result.epsilon_claimed
 
 
 def test_the_table_of_audits_has_every_mechanism_and_none_above_its_claim():

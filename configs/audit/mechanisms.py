@@ -121,7 +121,7 @@ def get_config(name: str = "flat") -> ml_collections.ConfigDict:
         "trials": 20_000,
         "num_steps": values.get("num_steps", 1),
         "confidence": 0.95,
-        "seed": 0,
+        "seed": list(MECHANISMS).index(name),  # no two share their noise
       },
     }
   )
