@@ -21,6 +21,8 @@ from tests import rules
 from tests.rules import PARAMS
 from tests.test_rule_contract import MAGNITUDES, stacked_gradients
 
+pytestmark = pytest.mark.rounding
+
 UNITS, RECORDS = 4, 3
 KEY = jax.random.key(0)
 
