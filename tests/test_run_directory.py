@@ -39,7 +39,8 @@ def test_a_run_directory_holds_everything(finished):
   for name in RUN_FILES:
     assert (workdir / name).stat().st_size > 0, name
   names = {path.name for path in workdir.iterdir()}
-  assert names == {*RUN_FILES, "checkpoints", "release", "tensorboard"}
+  folders = {"checkpoints", "release", "tensorboard"}
+  assert names == {*RUN_FILES, *folders, ".lock"}
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(row) for row in rows] == history.metrics
   ledger = jaxdp.accounting.Ledger.from_json(
