@@ -104,15 +104,15 @@ class Checkpoints:
     return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def _set_aside(self, step: int, error: Exception) -> None:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
     _LOG.warning(
       "The checkpoint at step %d is damaged (%s). The one before is used.",
       step,
-      reason[:200],
+      _files.first_line(error),
     )
     if jax.process_index() == 0:
       aside = self._directory / f"damaged-{step}-{secrets.token_hex(4)}"
-      shutil.move(self._directory / str(step), aside)
+      with _files.explained_disk_errors(aside):
+        shutil.move(self._directory / str(step), aside)
     _sharding.wait_for_all_processes("a damaged checkpoint was set aside")
     self._manager.reload()
 

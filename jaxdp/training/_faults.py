@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxdp.training import _files
+
 _LOG = logging.getLogger("jaxdp")
 
 # What JAX says of collectives, barriers and heartbeats without an answer.
@@ -110,7 +112,7 @@ def explained_losses() -> Iterator[None]:
     if jax.process_count() > 1 and _NO_ANSWER.search(str(error)):
       raise LostProcessError(
         f"Process {jax.process_index()} of {jax.process_count()} gets no "
-        f"answer from another one ({str(error).splitlines()[0][:200]}). Start "
+        f"answer from another one ({_files.first_line(error)}). Start "
         "all of them again with the same command: they go on from the last "
         "checkpoint."
       ) from error

@@ -87,6 +87,12 @@ def explained_disk_errors(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def first_line(error: Exception) -> str:
+  """What an error says, in short."""
+  lines = str(error).splitlines() or [repr(error)]
+  return lines[0][:200]
+
+
 def _is_disk_full(error: Exception) -> bool:
   codes = (errno.ENOSPC, errno.EDQUOT)
   if isinstance(error, OSError):

@@ -132,18 +132,26 @@ def load_release(workdir: str | pathlib.Path, like: PyTree) -> PyTree:
   for folder in (workdir / "release", workdir):
     path = folder / "params"
     if path.exists():
-      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-      with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(path.absolute(), abstract)
-      digest = folder / _DIGEST
-      if _checkpoint.digest(params) != _files.read(digest).strip():
-        raise ValueError(
-          f"The parameters in {path} do not match {digest}: they are damaged. "
-          "Take another copy, or run the command of the run again, which "
-          "writes them from its last checkpoint."
-        )
-      return params
+      return _read_params(path, folder / _DIGEST, like)
   raise FileNotFoundError(
     f"{workdir} has no released parameters. Finish the run first: "
     "python scripts/train.py with the same --config and --workdir."
   )
+
+
+def _read_params(
+  path: pathlib.Path, digest: pathlib.Path, like: PyTree
+) -> PyTree:
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(path.absolute(), abstract)
+    if _checkpoint.digest(params) != _files.read(digest).strip():
+      raise ValueError(f"they do not match {digest}")
+  except Exception as error:
+    raise ValueError(
+      f"The parameters in {path} cannot be read: {_files.first_line(error)}. "
+      "They are of another model than asked for, or damaged; then take another "
+      "copy, or run the command of the run again, which writes them anew."
+    ) from error
+  return params
