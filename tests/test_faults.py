@@ -179,14 +179,14 @@ def test_a_disk_that_is_full_at_a_write_costs_nothing(
   full_at(tmp_path, number, written, whole)
 
 
+# A file that cannot be closed is closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
-@pytest.mark.parametrize("written", [False, True])
-def test_a_disk_that_is_full_at_any_write_costs_nothing(
-  written, tmp_path, whole
-):
+def test_a_disk_that_is_full_at_any_write_costs_nothing(tmp_path, whole):
   total = number_of_writes(tmp_path / "counted")
   assert total > 25
   for number in range(1, total + 1):
+    written = number % 2 == 0
     full_at(tmp_path / str(number), number, written, whole)
 
 

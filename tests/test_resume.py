@@ -399,8 +399,8 @@ def fill_the_disk(patch, part):
     manager = _checkpoint.ocp.CheckpointManager
     crash_in(patch, manager, "save", 2, error=TENSORSTORE)
   elif part == "release":
-    writer = _checkpoint.ocp.StandardCheckpointer
-    crash_in(patch, writer, "save", 1, error=TENSORSTORE)
+    writer = _checkpoint.ocp.Checkpointer  # four checkpoints are written too
+    crash_in(patch, writer, "save", 5, error=TENSORSTORE)
   else:
     # A file's data reach the disk, or not, in fsync: the ledger's third time.
     number = {"config": 1, "ledger": 10}[part]

@@ -89,10 +89,13 @@ def write_release(
   release = workdir / "release"
   with (
     _files.explained_disk_errors(release),
-    ocp.StandardCheckpointer() as checkpointer,
+    # Synchronous: the other one gives up when the clock jumps ahead.
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
   ):
     _files.make_directory(release)
-    checkpointer.save(release.absolute() / "params", params, force=True)
+    checkpointer.save(
+      release.absolute() / "params", ocp.args.StandardSave(params), force=True
+    )
   if not is_main:
     return
   _files.owner_only(release)
