@@ -26,6 +26,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.WARNING)
   if _COORDINATOR.value:
+    # It would swallow a SIGTERM that comes before training.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )

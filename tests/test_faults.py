@@ -243,11 +243,16 @@ def test_of_errors_among_processes_only_silence_is_a_loss(monkeypatch):
   assert raised(memory) is jax.errors.JaxRuntimeError
 
 
-def wait_for(path, child, seconds=120):
+def last_checkpoint(workdir):
+  folder = workdir / "checkpoints"
+  return max(checkpoints_of(workdir), default=0) if folder.exists() else 0
+
+
+def wait_for_a_checkpoint(workdir, after, child, seconds=120):
   end = time.monotonic() + seconds
-  while not path.exists():
+  while last_checkpoint(workdir) <= after:
     assert child.poll() is None, child.communicate()[0]
-    assert time.monotonic() < end, f"no {path} after {seconds} s"
+    assert time.monotonic() < end, f"no checkpoint in {seconds} s"
     time.sleep(0.02)
 
 
@@ -256,13 +261,13 @@ LONG = {"num_steps": 4000, "checkpoint_every": 8, "log_every": 8}
 
 def hit(workdir, number, which, at):
   """Sends a signal to one of some processes; what they end with, and say."""
-  port = processes.free_port()
+  port, before = processes.free_port(), last_checkpoint(workdir)
   running = [
     processes.start(workdir, number, index, port, **LONG)
     for index in range(number)
   ]
   try:
-    wait_for(workdir / "checkpoints" / "8", running[which])
+    wait_for_a_checkpoint(workdir, before, running[which])
     begin = time.monotonic()
     running[which].send_signal(at)
     texts = [child.communicate(timeout=60)[0] for child in running]
@@ -280,7 +285,7 @@ def test_a_script_that_gets_sigterm_ends_with_143(tmp_path):
   assert code == 143, text
   assert "Ended by SIGTERM" in text
   assert "Traceback" not in text
-  last = checkpoints_of(tmp_path / "run")[-1]
+  last = last_checkpoint(tmp_path / "run")
   assert ledger_of(tmp_path / "run").num_steps == last
 
 
@@ -289,7 +294,7 @@ def test_sigterm_to_one_of_two_processes_ends_both(tmp_path):
   codes, texts, seconds = hit(tmp_path / "run", 2, 1, signal.SIGTERM)
   assert codes == [143, 143], texts
   assert seconds < 30
-  last = checkpoints_of(tmp_path / "run")[-1]
+  last = last_checkpoint(tmp_path / "run")
   assert ledger_of(tmp_path / "run").num_steps == last
 
 
@@ -299,14 +304,14 @@ def test_of_two_processes_one_that_is_killed_ends_the_other_in_order(tmp_path):
   assert codes == [os.EX_TEMPFAIL, -signal.SIGKILL], texts
   assert "LostProcessError: Process 0 of 2 gets no answer" in texts[0]
   assert seconds < 30  # and not those of a heartbeat or of a shutdown
-  last = checkpoints_of(tmp_path / "run")[-1]
+  last = last_checkpoint(tmp_path / "run")
   assert ledger_of(tmp_path / "run").num_steps >= last
   # All of them, started again, go on, and can be ended once more.
   codes, texts, _ = hit(tmp_path / "run", 2, 0, signal.SIGTERM)
   assert codes == [143, 143], texts
   ledger = ledger_of(tmp_path / "run")
   assert ledger.incarnation == 0
-  assert ledger.num_steps == checkpoints_of(tmp_path / "run")[-1] >= last
+  assert ledger.num_steps == last_checkpoint(tmp_path / "run") >= last
 
 
 @pytest.mark.slow
