@@ -230,15 +230,17 @@ def test_a_device_that_is_lost_costs_nothing(tmp_path, whole):
 
 
 def test_of_errors_among_processes_only_silence_is_a_loss(monkeypatch):
-  def raised(text):
-    with pytest.raises(RuntimeError) as caught, _faults.explained_losses():
-      raise jax.errors.JaxRuntimeError(text)
+  def raised(text, error=jax.errors.JaxRuntimeError):
+    with pytest.raises(Exception) as caught, _faults.explained_losses():
+      raise error(text)
     return caught.type
 
   silent = "UNKNOWN: Gloo all-reduce failed: Connection reset by peer"
   assert raised(silent) is jax.errors.JaxRuntimeError
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   assert raised(silent) is training.LostProcessError
+  assert raised(silent, ValueError) is training.LostProcessError
+  assert raised("Another gloo", ValueError) is ValueError
   memory = "RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"
   assert raised(memory) is jax.errors.JaxRuntimeError
 

@@ -17,11 +17,12 @@ from jaxdp.training import _files
 
 _LOG = logging.getLogger("jaxdp")
 
-# What JAX says of collectives, barriers and heartbeats without an answer.
+# What JAX says of collectives, barriers and heartbeats without an answer. It
+# begins with a status code, also where JAX raises it as a ValueError.
 _NO_ANSWER = re.compile(
-  r"gloo|nccl|heartbeat|barrier|coordination|UNAVAILABLE|DEADLINE_EXCEEDED"
-  r"|ABORTED|closed by peer|reset by peer",
-  re.IGNORECASE,
+  r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): "
+  r"|[A-Z_]+: .*(?i:gloo|nccl|heartbeat|barrier|coordination)",
+  re.DOTALL,
 )
 
 
@@ -108,16 +109,17 @@ def explained_losses() -> Iterator[None]:
   """
   try:
     yield
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() > 1 and _NO_ANSWER.search(str(error)):
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    if jax.process_count() > 1 and _NO_ANSWER.match(str(error)):
       raise LostProcessError(
         f"Process {jax.process_index()} of {jax.process_count()} gets no "
         f"answer from another one ({_files.first_line(error)}). Start "
         "all of them again with the same command: they go on from the last "
         "checkpoint."
       ) from error
-    error.add_note(
-      "What the run has on the disk is whole: the same command goes on from "
-      "the last checkpoint, if there is a workdir."
-    )
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      error.add_note(
+        "What the run has on the disk is whole: the same command goes on from "
+        "the last checkpoint, if there is a workdir."
+      )
     raise
