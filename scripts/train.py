@@ -2,9 +2,12 @@
 
 Any value can be set, as in `--config.rule.l2_clip_norm=0.5`. The same command
 again resumes a run that was stopped, or prints a finished one's statement.
+SIGTERM ends a run after a checkpoint, with status 143.
 """
 
 import logging
+import os
+import traceback
 
 import jax
 from absl import app, flags
@@ -23,6 +26,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(_: list[str]) -> None:
   logging.getLogger("absl").setLevel(logging.WARNING)
   if _COORDINATOR.value:
+    # It would swallow a SIGTERM that comes before training.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
@@ -30,7 +35,14 @@ def main(_: list[str]) -> None:
   from jaxdp import experiment, report
 
   workdir = str(_WORKDIR.value)
-  history = experiment.train(_CONFIG.value, workdir)[1]
+  try:
+    history = experiment.train(_CONFIG.value, workdir)[1]
+  except Exception:
+    if jax.process_count() == 1:
+      raise
+    # In order, this process would wait minutes for the others, and they for it.
+    traceback.print_exc()
+    os._exit(os.EX_TEMPFAIL)
   if jax.process_index() > 0:
     return
   print(f"\n{history.statement or 'This training is NOT private: ε = ∞.'}")

@@ -79,9 +79,23 @@ def run_survey(
 
   Raises:
     ValueError: ``workdir`` holds another survey, or runs without ``resume``.
+    BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-  workdir = pathlib.Path(workdir)
+  with _workdir.alone(workdir) as folder:
+    return _run(
+      survey, folder, deadline, progress, executor or LocalExecutor(), resume
+    )
+
+
+def _run(
+  survey: Survey,
+  workdir: pathlib.Path,
+  deadline: float,
+  progress: bool,
+  executor: Executor,
+  resume: bool,
+) -> bool:
   if not resume:
     _workdir.check_new(workdir / _RUNS)
   todo, journal = _left(survey, workdir, progress)
@@ -89,7 +103,7 @@ def run_survey(
   total = len(made) + len(todo)
   with Runs(total, len(made), disable=not progress) as bar:
     if todo and (seconds := deadline - time.monotonic()) > 0:
-      for row in (executor or LocalExecutor())(groups(survey, todo), seconds):
+      for row in executor(groups(survey, todo), seconds):
         if row["run"] not in made:
           made.add(row["run"])
           journal.add(row)
