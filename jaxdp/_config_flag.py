@@ -3,13 +3,14 @@
 ml_collections reads these flags; its errors are about its own insides.
 """
 
-import difflib
 import inspect
 import pathlib
 import re
 import runpy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from jaxdp import _types
 
 _FLAG = re.compile(r"^--?config[=\n](.*)$", re.MULTILINE)
 _OVERRIDE = re.compile(
@@ -79,14 +80,6 @@ def _find(config: Any, path: str, argument: str) -> None:
     if not hasattr(node, "keys"):
       return  # ml_collections says what else may be set
     if name not in node:
-      raise ValueError(
-        f"{argument}: {section} has no {name!r}; {did_you_mean(name, node)}."
-      )
+      hint = _types.did_you_mean(name, node)
+      raise ValueError(f"{argument}: {section} has no {name!r}; {hint}.")
     node, section = node[name], f"{section}.{name}"
-
-
-def did_you_mean(name: str, names: Collection[str]) -> str:
-  """A hint for a name that is none of these."""
-  near = difflib.get_close_matches(name, list(names), n=1)
-  known = f"it has {', '.join(names)}"
-  return f"did you mean {near[0]!r}? {known}" if near else known

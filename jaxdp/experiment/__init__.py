@@ -5,7 +5,11 @@ data set, a model, a clipping rule, a sampler, an optimizer and a budget;
 ``ExperimentConfig`` checks all of it before anything is loaded or compiled.
 """
 
-from jaxdp.experiment._config import ExperimentConfig
+from jaxdp.experiment._config import (
+  ExperimentConfig,
+  check_sections,
+  set_value,
+)
 from jaxdp.experiment._run import evaluate, plan, train
 from jaxdp.experiment._task import (
   Rows,
@@ -20,11 +24,13 @@ __all__ = [
   "ExperimentConfig",
   "Rows",
   "Task",
+  "check_sections",
   "evaluate",
   "load",
   "load_train",
   "make_public_batch",
   "make_task",
   "plan",
+  "set_value",
   "train",
 ]

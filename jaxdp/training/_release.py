@@ -19,7 +19,39 @@ from jaxdp.training import _files
 
 def read_json(path: pathlib.Path) -> Any:
   """The JSON value of a file; None if there is no such file."""
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is damaged ({error}). Bring it back, or choose another workdir."
+    ) from error
+
+
+def check_run_directory(
+  workdir: pathlib.Path, config: dict[str, Any]
+) -> dict[str, Any]:
+  """The config in JSON values, after a look whether it may run there.
+
+  Raises:
+    ValueError: the directory holds a run of another config, or is a file.
+  """
+  for path in (workdir, *workdir.parents):
+    if path.exists() and not path.is_dir():
+      raise ValueError(
+        f"The workdir {workdir} cannot be made: {path} is a file. Choose "
+        "another workdir."
+      )
+  new: dict[str, Any] = _files.plain(config)
+  old = read_json(workdir / "config.json")
+  if old is not None and old != new:
+    changes = "; ".join(_differences(old, new, ""))
+    raise ValueError(
+      f"{workdir} holds a run of another config: {changes}. Choose another "
+      "workdir, or go back to the config that is there."
+    )
+  return new
 
 
 def open_run_directory(
@@ -28,16 +60,9 @@ def open_run_directory(
   """Writes config and versions, or checks that they are of the same run.
 
   Raises:
-    ValueError: the directory holds a run of another config.
+    ValueError: as ``check_run_directory``.
   """
-  new = _files.plain(config)
-  old = read_json(workdir / "config.json")
-  if old is not None and old != new:
-    changes = "; ".join(_differences(old, new, ""))
-    raise ValueError(
-      f"{workdir} holds a run of another config: {changes}. Choose another "
-      "workdir, or go back to the config that is there."
-    )
+  new = check_run_directory(workdir, config)
   if write:
     _files.write_json(workdir / "config.json", new)
     _files.write_json(workdir / "versions.json", _files.versions())
