@@ -10,8 +10,10 @@ import os
 import traceback
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from jaxdp import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
@@ -30,6 +32,10 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
+  elif not (_NUM_PROCESSES.value is None and _PROCESS_ID.value is None):
+    raise ValueError(
+      "--num_processes and --process_id need --coordinator=HOST:PORT."
     )
   # After jax.distributed: these imports may touch devices.
   from jaxdp import experiment, report
@@ -51,4 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(main)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxdp.studies import _psasc, _report, _workdir
 from jaxdp.studies._design import Design, Run
+from jaxdp.studies._precheck import check_design
 from jaxdp.studies._summary import Rows, chosen, select
 from jaxdp.studies._sweep import Results
 from jaxdp.studies._workers import Workers
@@ -97,6 +98,7 @@ def _run(
 ) -> bool:
   if not resume:
     _workdir.check_new(workdir / _RESULTS)
+  check_design(design)
   _workdir.claim(workdir, _DESIGN, _shared(design))
   results = Results(workdir / _RESULTS)
   workers = Workers(design, jax.local_devices())

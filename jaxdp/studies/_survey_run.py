@@ -16,6 +16,7 @@ import pandas as pd
 from jaxdp.studies import _workdir
 from jaxdp.studies._executors import Executor, LocalExecutor
 from jaxdp.studies._journal import Journal
+from jaxdp.studies._precheck import check_survey
 from jaxdp.studies._progress import Runs
 from jaxdp.studies._survey import Survey
 from jaxdp.studies._survey_groups import chunk_size, groups
@@ -133,6 +134,7 @@ def _left(
   survey: Survey, workdir: pathlib.Path, progress: bool
 ) -> tuple[list[dict[str, Any]], Journal]:
   """The runs that are not there yet, and those that are."""
+  check_survey(survey)
   _workdir.claim(workdir, "survey.json", survey.base)
   table = plan(survey, workdir, progress=progress)
   journal = Journal(workdir / _RUNS)

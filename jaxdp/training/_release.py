@@ -47,15 +47,21 @@ def alone(workdir: pathlib.Path | None) -> Iterator[None]:
     yield
 
 
-def open_run_directory(
-  workdir: pathlib.Path, config: dict[str, Any], *, write: bool
-) -> None:
-  """Writes config and versions, or checks that they are of the same run.
+def check_run_directory(
+  workdir: pathlib.Path, config: dict[str, Any]
+) -> dict[str, Any]:
+  """The config in JSON values, after a look whether it may run there.
 
   Raises:
-    ValueError: the directory holds a run of another config.
+    ValueError: the directory holds a run of another config, or is a file.
   """
-  new = _files.plain(config)
+  for path in (workdir, *workdir.parents):
+    if path.exists() and not path.is_dir():
+      raise ValueError(
+        f"The workdir {workdir} cannot be made: {path} is a file. Choose "
+        "another workdir."
+      )
+  new: dict[str, Any] = _files.plain(config)
   old = _files.read_json(workdir / "config.json")
   if old is not None and old != new:
     changes = "; ".join(_differences(old, new, ""))
@@ -63,6 +69,18 @@ def open_run_directory(
       f"{workdir} holds a run of another config: {changes}. Choose another "
       "workdir, or go back to the config that is there."
     )
+  return new
+
+
+def open_run_directory(
+  workdir: pathlib.Path, config: dict[str, Any], *, write: bool
+) -> None:
+  """Writes config and versions, or checks that they are of the same run.
+
+  Raises:
+    ValueError: as ``check_run_directory``.
+  """
+  new = check_run_directory(workdir, config)
   if write:
     _files.write_json(workdir / "config.json", new)
     _files.write_json(workdir / "versions.json", _files.versions())

@@ -253,10 +253,13 @@ class Run:
 
   # The run directory.
 
-  def _open(
-    self, workdir: pathlib.Path, start: _resume.Start, params: PyTree
-  ) -> _resume.Start:
-    """Checks that it is new, or holds this very run, and goes on with that."""
+  def check_workdir(self, params: PyTree) -> None:
+    """Raises if the run directory is that of another run."""
+    if self.workdir is not None:
+      _release.check_run_directory(self.workdir, self._record(params))
+
+  def _record(self, params: PyTree) -> dict[str, Any]:
+    """What ``config.json`` says."""
     config, mechanism = self.config, self.step.mechanism
     if config is None:
       shapes = jax.tree.map(
@@ -269,6 +272,13 @@ class Run:
         "delta": self.delta,
         "params": shapes,
       }
+    return config
+
+  def _open(
+    self, workdir: pathlib.Path, start: _resume.Start, params: PyTree
+  ) -> _resume.Start:
+    """Checks that it is new, or holds this very run, and goes on with that."""
+    config = self._record(params)
     _release.open_run_directory(workdir, config, write=self._is_main)
     self._checkpoints = _checkpoint.Checkpoints(
       workdir / "checkpoints", self.keep_checkpoints
@@ -277,7 +287,7 @@ class Run:
       start,
       self._checkpoints,
       workdir / "ledger.json",
-      mechanism,
+      self.step.mechanism,
       self.num_steps,
       self._fingerprint,
     )
