@@ -13,9 +13,9 @@ from jaxdp.experiment._run import fit_options
 from jaxdp.experiment._task import load_train, make_public_batch, make_task
 from jaxdp.mechanism import Mechanism
 
-_SECTIONS = {"name", "rule", "sampler", "privacy", "unit", "audit"}
-_TRIALS = {"trials", "num_steps", "confidence", "seed"}
-_CANARIES = {"canaries", "confidence", "seed"}
+_SECTIONS = ("name", "rule", "sampler", "privacy", "unit", "audit")
+_TRIALS = ("trials", "num_steps", "confidence", "seed")
+_CANARIES = ("canaries", "confidence", "seed")
 
 
 def _scaled(key: Any, example: Any) -> Any:
