@@ -1,7 +1,9 @@
 """One process at a time in a directory, by a lock of the operating system.
 
 The system lets go of it when a process ends, however it ends: what is left of a
-killed process is an empty file ``.lock``, which locks nobody out.
+killed process is an empty file ``.lock``, which locks nobody out. Not so
+where a file system has no ``flock``: ``filelock`` warns of it, and the file is
+the lock, to be deleted by hand if it stays behind.
 """
 
 import contextlib

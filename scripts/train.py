@@ -38,17 +38,18 @@ def main(_: list[str]) -> None:
       "--num_processes and --process_id need --coordinator=HOST:PORT."
     )
   # After jax.distributed: these imports may touch devices.
-  from jaxdp import experiment, report
+  from jaxdp import experiment, report, training
 
   workdir = str(_WORKDIR.value)
   try:
     history = experiment.train(_CONFIG.value, workdir)[1]
-  except Exception:
+  except Exception as error:
     if jax.process_count() == 1:
       raise
     # In order, this process would wait minutes for the others, and they for it.
     traceback.print_exc()
-    os._exit(os.EX_TEMPFAIL)
+    is_lost = isinstance(error, training.LostProcessError)
+    os._exit(os.EX_TEMPFAIL if is_lost else 1)
   if jax.process_index() > 0:
     return
   print(f"\n{history.statement or 'This training is NOT private: ε = ∞.'}")
