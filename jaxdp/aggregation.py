@@ -263,6 +263,7 @@ def clipped_sum(
     >>> print(summed.grads, info.weights)
     [1. 1.] [[1.   0.25 1.  ]]
   """
+  microbatch.check_size(microbatch_size)
   compute = per_example.value_and_per_example_grads(
     loss_fn, method, trainable=trainable, has_aux=has_aux, has_key=has_key
   )

@@ -18,6 +18,14 @@ _DEVICE_SHARE = 0.6
 _HOST_SHARE = 0.4
 
 
+def check_size(size: Any) -> None:
+  """Raises unless this may be a ``microbatch_size``."""
+  if size not in (None, "auto") and (type(size) is not int or size < 1):
+    raise ValueError(
+      f"microbatch_size must be an integer >= 1, 'auto' or None, got {size!r}."
+    )
+
+
 def accumulate(
   fun: Callable[[PyTree, Array, PyTree], tuple[PyTree, Any]],
   size: int,
@@ -39,10 +47,7 @@ def accumulate(
     The sum, and ``info`` for all units in their order. Slices of padding alone
     are skipped: zeros.
   """
-  if type(size) is not int or size < 1:
-    raise ValueError(
-      f"microbatch_size must be an integer >= 1, 'auto' or None, got {size!r}."
-    )
+  check_size(size)
   units = is_padding_example.shape[0]
   count = -(-units // size)
   missing = count * size - units

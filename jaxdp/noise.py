@@ -39,6 +39,10 @@ def make_key(seed: int | None = None) -> Array:
   if seed is None:
     words: np.ndarray = np.frombuffer(os.urandom(8), np.uint32)
   else:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+      raise ValueError(f"seed must be an integer or None, got seed={seed!r}.")
+    if not 0 <= seed < 1 << 128:
+      raise ValueError(f"seed must be >= 0 and < 2**128, got seed={seed}.")
     words = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(2)
   return jax.random.wrap_key_data(jnp.asarray(words), impl=_IMPL)
 

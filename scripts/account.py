@@ -9,12 +9,10 @@ Of these three, one is left out when there is a target:
     account.py ... --selection=poisson --selection_mean=10
 """
 
-import sys
-
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from jaxdp import NeighboringRelation, accounting, budget, experiment
+from jaxdp import NeighboringRelation, accounting, budget, errors, experiment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, lock_config=True)
 _EXAMPLES = flags.DEFINE_integer("num_examples", None, "Rows of the data.")
@@ -35,26 +33,26 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 def plan() -> budget.Budget:
   law, name = _SELECTION.value, _RELATION.value
   selection = accounting.Selection(_MEAN.value, law) if law else None
+  values: list = [_EXAMPLES, _DELTA, _BATCH, _NOISE, _STEPS, _TARGET, _SAMPLER]
   if _CONFIG.value:
+    given = [v.name for v in [*values[1:], _CAP, _RELATION] if v.present]
+    if given:
+      raise ValueError(f"The --config says what {given} are; leave them out.")
     return experiment.plan(_CONFIG.value, _EXAMPLES.value, selection)
   if None in (_EXAMPLES.value, _DELTA.value):
-    raise ValueError("give --num_examples and --delta, or a --config.")
-  values: list = [_EXAMPLES, _DELTA, _BATCH, _NOISE, _STEPS, _TARGET, _SAMPLER]
+    raise ValueError("Give --num_examples and --delta, or a --config.")
   return budget.plan(
     **{value.name: value.value for value in values},
-    max_batch_size=_CAP.value or "auto",
+    max_batch_size=_CAP.value if _CAP.present else "auto",
     neighboring_relation=NeighboringRelation[name] if name else None,
     selection=selection,
   )
 
 
 def main(_: list[str]) -> None:
-  try:
-    result = plan()
-    print(result.to_json() if _JSON.value else result)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  result = plan()
+  print(result.to_json() if _JSON.value else result)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(main)

@@ -8,10 +8,10 @@ private data (`--split=train`) the numbers are sensitive: no noise covers them.
 
 import json
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from jaxdp import experiment
+from jaxdp import errors, experiment
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
@@ -33,4 +33,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(main)

@@ -7,8 +7,10 @@ Such as `report.py --config=configs/studies/rr_published.py --workdir=runs/rr`.
 import logging
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from jaxdp import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Results and report.")
@@ -40,4 +42,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(main)

@@ -9,8 +9,10 @@ import logging
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
+
+from jaxdp import errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Results and report.")
@@ -19,9 +21,7 @@ _RESUME = flags.DEFINE_bool("resume", True, "Go on with the runs in workdir.")
 _EXECUTOR = flags.DEFINE_enum(
   "executor", "local", ["local", "ray"], "What makes a survey's runs."
 )
-_ADDRESS = flags.DEFINE_string(
-  "ray_address", "local", "Of a Ray cluster; 'local' starts one here."
-)
+_ADDRESS = flags.DEFINE_string("ray_address", "local", "Of a Ray cluster.")
 _LIST = flags.DEFINE_bool("list", False, "Name the studies there are.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show a survey's groups.")
 _STUDIES = pathlib.Path(__file__).parent.parent / "configs/studies"
@@ -34,7 +34,7 @@ def main(_: list[str]) -> None:
     print(studies.catalogue(_STUDIES))
     return
   if _CONFIG.value is None or _WORKDIR.value is None:
-    raise app.UsageError("Give --config and --workdir, or --list.")
+    raise ValueError("Give --config and --workdir, or --list.")
   logging.getLogger("absl").setLevel(logging.WARNING)
   workdir, ray = pathlib.Path(_WORKDIR.value), _EXECUTOR.value == "ray"
   options: dict = {"minutes": _MINUTES.value, "resume": _RESUME.value}
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     result = workdir / "runs.parquet"
   else:
     if _DRY_RUN.value or ray:
-      raise app.UsageError("--dry_run and --executor=ray are for surveys.")
+      raise ValueError("--dry_run and --executor=ray are for surveys.")
     design = studies.Design.from_config_dict(_CONFIG.value)
     complete = studies.run(design, workdir, **options)
     result = studies.report(design, workdir, "python " + " ".join(sys.argv))
@@ -57,4 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  errors.run(main)

@@ -8,7 +8,15 @@ import pathlib
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8"
+  flags = [os.environ.get("XLA_FLAGS", ""), f"{_DEVICES}=8"]
+  # Tests compile more than they compute. Optimised code rounds otherwise:
+  # `make slow` runs what is marked "rounding" once more, optimised.
+  if not os.environ.get("JAXDP_TEST_OPTIMISED"):
+    flags += [
+      "--xla_backend_optimization_level=0",
+      "--xla_llvm_disable_expensive_passes=true",
+    ]
+  os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache/jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

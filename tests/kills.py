@@ -5,7 +5,8 @@
 starts a training run in a process, kills that process at a random moment,
 starts it again in the same run directory, and so on; at last it lets it finish.
 Parameters and ledger must be those of a run that nobody disturbed, bit for bit.
-`test_resume.py` does this too, as a slow test.
+`test_resume.py` does this too, as a slow test. More kills need more steps, some
+42 each: --kills=200 --steps=9000.
 """
 
 import argparse
@@ -21,10 +22,10 @@ import tempfile
 import time
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_STEPS = 900
+STEPS = 900
 
 
-def train(workdir):
+def train(workdir, num_steps):
   """What a child does; the accountant takes most of its time."""
   from tests import toy
 
@@ -37,7 +38,7 @@ def train(workdir):
     workdir,
     mechanism=toy.mechanism(sampler, noise_multiplier=2.0),
     seed=5,
-    num_steps=_STEPS,
+    num_steps=num_steps,
     eval_fn=accuracy,
     eval_every=6,
     log_every=6,
@@ -65,8 +66,8 @@ def start(module, *arguments, **environment):
   )
 
 
-def start_training(workdir):
-  return start("tests.kills", f"--child={workdir}")
+def start_training(workdir, num_steps=STEPS):
+  return start("tests.kills", f"--child={workdir}", f"--steps={num_steps}")
 
 
 def outcome(workdir):
@@ -139,15 +140,15 @@ def finish(child):
   assert child.returncode == 0, f"the child ended with {child.returncode}"
 
 
-def kill_again_and_again(workdir, kills, seed, say=print):
+def kill_again_and_again(workdir, kills, seed, num_steps=STEPS, say=print):
   """Kills the run so many times, lets it finish, and returns its outcome."""
   again_and_again(
-    lambda: start_training(workdir),
+    lambda: start_training(workdir, num_steps),
     kills,
     seed,
     most_lines=7,  # evaluations
     seconds=3,
-    say=lambda kill: say(f"kill {kill:2}: {where(workdir)}"),
+    say=lambda kill: say(f"kill {kill:3}: {where(workdir)}"),
   )
   return outcome(workdir)
 
@@ -157,18 +158,19 @@ def main():
   parser.add_argument("--child")
   parser.add_argument("--kills", type=int, default=20)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--steps", type=int, default=STEPS)
   args = parser.parse_args()
   if args.child:
-    train(pathlib.Path(args.child))
+    train(pathlib.Path(args.child), args.steps)
     return
   with tempfile.TemporaryDirectory() as folder:
     whole, run = pathlib.Path(folder) / "whole", pathlib.Path(folder) / "run"
     begin = time.monotonic()
-    finish(start_training(whole))
+    finish(start_training(whole, args.steps))
     expected = outcome(whole)
-    print(f"undisturbed: {time.monotonic() - begin:.0f} s, {_STEPS} steps")
+    print(f"undisturbed: {time.monotonic() - begin:.0f} s, {args.steps} steps")
     print(f"parameters   sha256 {expected[0]}")
-    actual = kill_again_and_again(run, args.kills, args.seed)
+    actual = kill_again_and_again(run, args.kills, args.seed, args.steps)
     print(f"parameters   sha256 {actual[0]}")
     for i, name in enumerate(["parameters", "ledger"]):
       same = actual[i] == expected[i]

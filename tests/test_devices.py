@@ -1,11 +1,7 @@
 """Rows shared among devices and processes: the same parameters to rounding."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,6 +13,7 @@ import jaxdp
 from jaxdp import training
 from jaxdp.training import _sharding
 from tests import toy
+from tests.processes import released, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -178,82 +175,10 @@ def test_a_mesh_needs_a_data_axis():
 # Processes.
 
 
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    return probe.getsockname()[1]
-
-
-def start(workdir, processes, index, port, devices):
-  """One process of `scripts/train.py` on the digits."""
-  command = [
-    sys.executable,
-    "scripts/train.py",
-    "--config=configs/digits.py",
-    f"--workdir={workdir}",
-    "--config.training.seed=5",
-    "--config.training.num_steps=8",
-    "--config.training.checkpoint_every=4",
-    "--config.training.log_every=4",
-    "--config.training.eval_every=4",
-    "--config.training.ema_decay=0.5",
-    "--config.model.num_features=100",
-    "--config.sampler.expected_batch_size=32",
-    "--config.privacy.target_epsilon=None",
-    "--config.privacy.max_epsilon=None",
-    "--config.privacy.noise_multiplier=2.0",
-  ]
-  if processes > 1:
-    command += [
-      f"--coordinator=127.0.0.1:{port}",
-      f"--num_processes={processes}",
-      f"--process_id={index}",
-    ]
-  flag = f"--xla_force_host_platform_device_count={devices}"
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-
-
-def train(workdir, processes, devices):
-  """Runs all processes to their end; what each printed."""
-  port = free_port()
-  running = [
-    start(workdir, processes, index, port, devices)
-    for index in range(processes)
-  ]
-  try:
-    texts = [child.communicate(timeout=300)[0] for child in running]
-  finally:
-    for child in running:
-      child.kill()
-  for child, text in zip(running, texts, strict=True):
-    assert child.returncode == 0, text
-  return texts
-
-
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("processes") / "two"
   return workdir, train(workdir, processes=2, devices=1)
-
-
-def released(workdir):
-  from jaxdp import models
-
-  like, _ = models.create(
-    "random_features",
-    seed=0,
-    num_classes=10,
-    input_shape=(8, 8, 1),
-    num_features=100,
-  )
-  return training.load_release(workdir, like)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ from tests import toy
 from tests.factors import float64, in_type, norms_in_float64
 from tests.units import assert_close, normal
 
+pytestmark = pytest.mark.rounding
+
 UNITS = 4
 MASK = np.array([False, True, False, False])
 

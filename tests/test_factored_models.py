@@ -246,7 +246,7 @@ MODELS = {
   "tanh CNN": (tanh_cnn, 4),
   "LoRA": (low_rank, 0),
 }
-ALWAYS = ("decoder, scan and remat", "GRU", "Flax NNX", "Equinox")
+ALWAYS = ("GRU", "Flax NNX")
 WIDE = {
   "WRN": {},
   "WRN with weight standardisation": {"weight_standardization": True},

@@ -19,6 +19,8 @@ from tests.units import (
   zeroed,
 )
 
+pytestmark = pytest.mark.rounding
+
 SLOW = pytest.mark.slow
 
 
@@ -95,7 +97,7 @@ def test_one_bad_unit_changes_no_other_gradient(net):
   loss, params, batch = NETS[net]()
   grads_fn = jax.jit(jaxdp.per_example_grads(loss))
   clean = grads_fn(params, batch).materialise()
-  assert_close(clean, loop(loss, params, batch), 1e-4, 1e-4)
+  assert_close(clean, loop(loss, params, batch), 1e-4, 1e-3)
   groups = (0,) * len(jax.tree.leaves(params))
   for damage in (bad_input, overflow):
     grads = grads_fn(params, damage(batch))

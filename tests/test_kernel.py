@@ -10,6 +10,8 @@ import pytest
 
 from jaxdp.per_example import _kernel, _norms, _products, _site, _tape
 
+pytestmark = pytest.mark.rounding
+
 UNITS = 3
 INTERPRET = jax.default_backend() != "gpu"
 

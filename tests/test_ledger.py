@@ -204,7 +204,7 @@ def test_a_ledger_goes_on_after_being_read(mechanism):
 
 
 @pytest.mark.parametrize(
-  "text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1, "plan": []}']
+  "text", ["", "{", "[]", "{}", '{"format": 3}', '{"format": 2, "plan": []}']
 )
 def test_a_damaged_ledger_is_refused(text):
   with pytest.raises(ValueError, match="not a ledger that can be read"):

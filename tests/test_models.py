@@ -484,10 +484,10 @@ def test_unknown_names_and_options_list_the_known_ones():
   with pytest.raises(ValueError, match=r"mlp, random_.* got 'resnet50'"):
     models.create("resnet50", **options)
   with pytest.raises(
-    TypeError, match="no option groups; it has norm, num_groups, s"
+    TypeError, match=r"no option 'groups'; did you mean 'num_groups'.*norm"
   ):
     models.create("resnet18", groups=3, **options)
-  with pytest.raises(ValueError, match="num_classes must be >= 1"):
+  with pytest.raises(ValueError, match="num_classes must be > 0"):
     models.create("mlp", **{**options, "num_classes": 0})
   with pytest.raises(ValueError, match="seed must be >= 0"):
     models.create("mlp", **{**options, "seed": -1})

@@ -11,6 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdp import noise
 
+pytestmark = pytest.mark.rounding
+
 KEY = jax.random.key(2024)
 
 

@@ -51,6 +51,7 @@ def test_the_ridge_has_the_slope_it_was_made_with(slope):
   assert found.num_seeds == 60
 
 
+@pytest.mark.slow
 def test_where_lr_is_the_rate_the_best_does_not_move():
   """A band wider than it is long: its axis may point anywhere."""
 
@@ -245,6 +246,7 @@ WORLDS = {
 }
 
 
+@pytest.mark.slow
 def test_verdicts_follow_the_runs():
   """Two worlds that differ in what matters get opposite verdicts."""
   ridge = judged(study(on_ridge(-1)))

@@ -17,6 +17,8 @@ from tests.units import (
   norms_of,
 )
 
+pytestmark = pytest.mark.rounding
+
 SLOW = pytest.mark.slow
 
 

@@ -24,6 +24,8 @@ from tests.rules import (
   every_rule,
 )
 
+pytestmark = pytest.mark.rounding
+
 UNITS = 6
 LEAVES, TREEDEF = jax.tree.flatten(PARAMS)
 EIGHT_ULP = 8 * 2.0**-23

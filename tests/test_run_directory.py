@@ -1,6 +1,7 @@
 """What a run leaves behind, and that the release has no secret in it."""
 
 import json
+import logging
 import pathlib
 import struct
 
@@ -39,7 +40,8 @@ def test_a_run_directory_holds_everything(finished):
   for name in RUN_FILES:
     assert (workdir / name).stat().st_size > 0, name
   names = {path.name for path in workdir.iterdir()}
-  assert names == {*RUN_FILES, "checkpoints", "release", "tensorboard"}
+  folders = {"checkpoints", "release", "tensorboard"}
+  assert names == {*RUN_FILES, *folders, ".lock"}
   rows = (workdir / "metrics.jsonl").read_text().splitlines()
   assert [json.loads(row) for row in rows] == history.metrics
   ledger = jaxdp.accounting.Ledger.from_json(
@@ -171,6 +173,27 @@ def test_nothing_sensitive_is_written_unless_asked_for(finished):
   assert "sensitive" not in (finished[0] / "metrics.jsonl").read_text()
   tags = {tag for _, tag, _ in events(finished[0] / "tensorboard")}
   assert not any("sensitive" in tag for tag in tags)
+
+
+def test_no_log_or_progress_bar_shows_a_secret_or_a_sensitive_number(
+  tmp_path, caplog, capfd
+):
+  with caplog.at_level(logging.DEBUG):
+    _, history = toy.fit(tmp_path, diagnostics=True, progress=True)
+  output = capfd.readouterr()
+  text = "\n".join([output.out, output.err, caplog.text])
+  assert "12/12" in text  # the progress bar
+  assert len(caplog.records) > 10
+  rows = (tmp_path / "metrics.jsonl").read_text()
+  for name in training.SensitiveInfo._fields:
+    assert name in rows
+    assert name not in text
+  for row in history.metrics:
+    for value in np.hstack(list(row["sensitive"].values())):
+      if value % 1:  # 0 and 1 are everywhere
+        assert f"{value:.5g}" not in text
+  secrets = [s for s in secrets_of(tmp_path) if len(s) > 7]
+  assert not any(secret in text.encode() for secret in secrets)
 
 
 def test_the_progress_bar_shows_epsilon_accuracy_and_speed(capsys):

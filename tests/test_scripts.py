@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from absl import app, flags
+from absl import flags
 
 import jaxdp
 from jaxdp import experiment
@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
   workdir = folder / "run"
   environment = {
     **os.environ,
-    "PYTHONPATH": str(folder),
+    "PYTHONPATH": os.pathsep.join(map(str, [folder, ROOT])),
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
   }
   command = [sys.executable, "scripts/train.py", *SMALL, f"--workdir={workdir}"]
@@ -156,7 +156,7 @@ def test_executors_are_for_surveys(call, tmp_path):
     "--config=configs/studies/psasc.py:digits",
     f"--workdir={tmp_path}",
   )
-  with pytest.raises(app.UsageError, match="are for surveys"):
+  with pytest.raises(ValueError, match="are for surveys"):
     call(*arguments, "--executor=ray")
 
 
@@ -217,20 +217,20 @@ def test_accounting_reads_configs(call, trained):
 @pytest.mark.parametrize(
   "arguments, match",
   [
-    ([], "error: give --num_examples and --delta, or a --config"),
-    (PLAN, "error: noise_multiplier, num_steps not given"),
+    ([], "Give --num_examples and --delta, or a --config"),
+    (PLAN, "noise_multiplier, num_steps not given"),
     (
       [*PLAN, "--num_steps=1", "--noise_multiplier=-1"],
-      "error: noise_multiplier must be >= 0",
+      "noise_multiplier must be >= 0",
     ),
     (
       [*PLAN, "--selection=poisson", "--selection_mean=0.5"],
-      "error: mean must be >= 1",
+      "mean must be >= 1",
     ),
   ],
 )
-def test_accounting_says_in_one_line_what_is_wrong(call, arguments, match):
-  with pytest.raises(SystemExit, match=match):
+def test_accounting_says_what_is_wrong(call, arguments, match):
+  with pytest.raises(ValueError, match=match):
     call("account.py", *arguments)
 
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 import jaxdp
-from jaxdp import NeighboringRelation, clipping, inner_momentum, units
-from tests import rules
+from jaxdp import NeighboringRelation, audit, clipping, inner_momentum, units
 from tests.rules import PARAMS
 from tests.test_rule_contract import MAGNITUDES, stacked_gradients
+
+pytestmark = pytest.mark.rounding
 
 UNITS, RECORDS = 4, 3
 KEY = jax.random.key(0)
@@ -88,11 +89,6 @@ def distance(rule, engine, kind, relation, one, other):
   """Of two (batch, mask), in units of the declared sensitivity."""
   run = compiled(rule, engine, kind)
   a, b = (run(batch, jnp.asarray(mask)) for batch, mask in (one, other))
-  difference = jax.tree.map(
-    lambda x, y: np.asarray(x, np.float64) - np.asarray(y, np.float64),
-    (a.grads, a.statistic),
-    (b.grads, b.statistic),
-  )
   sampler = (
     jaxdp.sampling.Buckets(
       num_examples=UNITS * RECORDS,
@@ -104,8 +100,7 @@ def distance(rule, engine, kind, relation, one, other):
     else jaxdp.sampling.FullBatch(UNITS)
   )
   mechanism = jaxdp.Mechanism(RULES[rule], sampler, 1.0, relation)
-  sensitivity = mechanism.stddev(RULES[rule].init(PARAMS))
-  return rules.shaped_norm(RULES[rule], sensitivity, *difference)
+  return audit.distance(mechanism, a, b, RULES[rule].init(PARAMS))
 
 
 def neighbours(kind, relation, rows, place, padding):

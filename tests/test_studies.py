@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxdp
-from jaxdp import experiment, studies
+from jaxdp import _lock, experiment, studies
 from jaxdp.studies import _psasc, _report, _run, _workers
 from tests.test_experiment import small
 
@@ -200,6 +200,15 @@ def test_a_run_is_the_training_step_by_step(finished):
     task.evaluate(state.params, test)["loss"], rel=1e-4
   )
   assert row["epsilon"] == mechanism.epsilon(3, config.privacy["delta"])
+
+
+def test_a_second_process_in_the_folder_of_a_study_is_refused(tmp_path):
+  with (
+    _lock.only_process(tmp_path),
+    pytest.raises(BlockingIOError, match="Another process is at work"),
+  ):
+    studies.run(DESIGN, tmp_path, minutes=0.0, progress=False)
+  assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_stopped_study_goes_on_and_makes_no_run_twice(finished, tmp_path):

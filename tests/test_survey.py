@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import jaxdp
-from jaxdp import clipping, noise, studies
+from jaxdp import _lock, clipping, noise, studies
 from jaxdp.sampling import FixedSize, Poisson
 from jaxdp.studies import Survey, _lanes, _stream, _survey_groups
 from jaxdp.studies._journal import Journal
@@ -291,6 +291,15 @@ def test_a_survey_goes_on_where_it_was_stopped(
     rtol=1e-4,
   )
   assert read_runs(tmp_path).run.tolist() == list(range(4))
+
+
+def test_a_second_process_in_the_folder_of_a_survey_is_refused(tmp_path):
+  with (
+    _lock.only_process(tmp_path),
+    pytest.raises(BlockingIOError, match="Another process is at work"),
+  ):
+    run_survey(survey(), tmp_path, minutes=0)
+  assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_no_run_begins_after_the_deadline(undisturbed, tmp_path):

@@ -37,6 +37,8 @@ _RULES = {
 
 
 def get_config(name: str = "digits") -> ml_collections.ConfigDict:
+  if name not in _TASKS:
+    raise ValueError(f"Give one of {', '.join(_TASKS)}, got {name!r}.")
   (
     model, num_examples, delta, batch_size, bucket, num_steps, public, held_out,
   ) = _TASKS[name]  # fmt: skip

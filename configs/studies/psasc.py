@@ -30,6 +30,8 @@ _MOMENTUM = {
 
 
 def get_config(name: str = "digits") -> ml_collections.ConfigDict:
+  if name not in _TASKS:
+    raise ValueError(f"Give one of {', '.join(_TASKS)}, got {name!r}.")
   model, num_examples, delta, batch_size, num_steps = _TASKS[name]
   base = {
     "data": {

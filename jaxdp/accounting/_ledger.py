@@ -34,12 +34,13 @@ from typing import Any, Protocol
 import dp_accounting
 from dp_accounting import NeighboringRelation
 
-from jaxdp import sampling
+from jaxdp import _digest, sampling
 from jaxdp.accounting import _epsilon, _events, _statement, _validate
 from jaxdp.accounting._assumptions import RunFacts
 from jaxdp.schedule import CONSTANT, PiecewiseConstant
 
-_FORMAT = 1
+# 2: with a digest. Run directories of format 1 do not resume.
+_FORMAT = 2
 
 
 class PlannedMechanism(Protocol):
@@ -298,15 +299,18 @@ class Ledger:
       "next_step": self.next_step,
       "segments": [dataclasses.asdict(segment) for segment in self.segments],
     }
+    record["digest"] = _digest.of_json(record)
     return json.dumps(record, indent=2, allow_nan=False)
 
   @classmethod
   def from_json(cls, text: str) -> "Ledger":
-    """Reads ``to_json``; text that is damaged or newer raises ValueError."""
+    """Reads ``to_json``; raises ValueError if a single character is not so."""
     try:
       record = json.loads(text)
       if record["format"] != _FORMAT:
         raise ValueError(f"format {record['format']} is not {_FORMAT}")
+      if record.pop("digest") != _digest.of_json(record):
+        raise ValueError("its content does not match its digest")
       return cls(
         Plan.from_dict(record["plan"]),
         tuple(Segment(**segment) for segment in record["segments"]),
@@ -316,8 +320,8 @@ class Ledger:
     except (KeyError, IndexError, TypeError, ValueError) as error:
       raise ValueError(
         f"this is not a ledger that can be read ({error}). Without its ledger "
-        "the cost of a run is unknown: restore the file, or take the one of "
-        "the last checkpoint and begin a new incarnation."
+        "the cost of a run is unknown: bring the file back, or start in "
+        "another workdir. What ran in the old one has been spent all the same."
       ) from None
 
   def _known_step(self, step: int | None) -> int:

@@ -21,6 +21,7 @@ from jaxdp.audit._one_run import (
   one_run_lower_bound,
   one_run_p_value,
 )
+from jaxdp.audit._sensitivity import Sensitivity, distance, sensitivity
 from jaxdp.audit._trials import Scores, linear_loss, scores
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
   "ErrorRate",
   "OneRunBound",
   "Scores",
+  "Sensitivity",
+  "distance",
   "epsilon_lower_bound",
   "gdp_epsilon_lower_bound",
   "linear_loss",
@@ -38,4 +41,5 @@ __all__ = [
   "one_run_lower_bound",
   "one_run_p_value",
   "scores",
+  "sensitivity",
 ]

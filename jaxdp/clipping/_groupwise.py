@@ -146,6 +146,14 @@ class Groupwise(_GroupClipping):
         "l2_clip_norms is empty. Give at least one pattern, such as "
         "{'head': 1.0, '.*': 0.1}."
       )
+    for pattern in self.patterns:
+      try:
+        re.compile(pattern)
+      except (re.error, TypeError) as error:
+        raise ValueError(
+          f"{pattern!r} is no regular expression: {error}. Patterns are "
+          "searched for in names of leaves, such as 'layers/0/kernel'."
+        ) from None
     for pattern, norm in zip(self.patterns, self.l2_clip_norms, strict=True):
       _rule.check_positive("", **{f"l2_clip_norms[{pattern!r}]": norm})
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+from typing import Any
 
 _INFO = "dataset_info.json"
 
@@ -26,6 +27,17 @@ def resolve_cache_dir(cache_dir: StrPath | None) -> pathlib.Path:
   """The argument, else JAXDP_CACHE_DIR, else ``~/.cache/jaxdp``."""
   folder = cache_dir or os.environ.get("JAXDP_CACHE_DIR") or "~/.cache/jaxdp"
   return pathlib.Path(folder).expanduser().absolute()
+
+
+def check_name(name: Any) -> None:
+  """Raises for what is no name of a dataset, such as a path out of a folder."""
+  if not isinstance(name, str) or not re.fullmatch(r"\w[\w/.:+-]*", name) or (
+    ".." in name
+  ):  # fmt: skip
+    raise ValueError(
+      "The name of a dataset must be as TFDS writes it, such as 'mnist' or "
+      f"'glue/sst2:2.0.0', got {name!r}."
+    )
 
 
 def file_stem(name: str) -> str:

@@ -57,6 +57,7 @@ def load(
     >>> digits["image"].shape, digits["image"].dtype, digits["label"][:4]
     ((360, 8, 8, 1), dtype('uint8'), array([9, 2, 1, 6], dtype=int32))
   """
+  _folder.check_name(name)
   if name == "digits":
     return _digits.load_digits(split)
   folder = _folder.resolve_data_dir(data_dir)
@@ -100,6 +101,7 @@ def stream(
     >>> stream("digits", "test")[np.array([1, 0])]["label"]
     array([2, 9], dtype=int32)
   """
+  _folder.check_name(name)
   folder = _folder.resolve_data_dir(data_dir)
   if name == "digits":
     arrays: dict[str, np.ndarray] | None = _digits.load_digits(split)

@@ -7,7 +7,11 @@ compiled.
 """
 
 from jaxdp.experiment._audit import run_audit
-from jaxdp.experiment._config import ExperimentConfig
+from jaxdp.experiment._config import (
+  ExperimentConfig,
+  check_sections,
+  set_value,
+)
 from jaxdp.experiment._run import evaluate, plan, train
 from jaxdp.experiment._task import (
   Rows,
@@ -22,6 +26,7 @@ __all__ = [
   "ExperimentConfig",
   "Rows",
   "Task",
+  "check_sections",
   "evaluate",
   "load",
   "load_train",
@@ -29,5 +34,6 @@ __all__ = [
   "make_task",
   "plan",
   "run_audit",
+  "set_value",
   "train",
 ]

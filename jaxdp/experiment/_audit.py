@@ -7,15 +7,15 @@ import jax
 import numpy as np
 
 import jaxdp
-from jaxdp import audit, training, units
-from jaxdp.experiment._config import ExperimentConfig, check_names
+from jaxdp import _types, audit, training, units
+from jaxdp.experiment._config import ExperimentConfig
 from jaxdp.experiment._run import fit_options
 from jaxdp.experiment._task import load_train, make_public_batch, make_task
 from jaxdp.mechanism import Mechanism
 
-_SECTIONS = {"name", "rule", "sampler", "privacy", "unit", "audit"}
-_TRIALS = {"trials", "num_steps", "confidence", "seed"}
-_CANARIES = {"canaries", "confidence", "seed"}
+_SECTIONS = ("name", "rule", "sampler", "privacy", "unit", "audit")
+_TRIALS = ("trials", "num_steps", "confidence", "seed")
+_CANARIES = ("canaries", "confidence", "seed")
 
 
 def _scaled(key: Any, example: Any) -> Any:
@@ -50,10 +50,10 @@ def run_audit(config: Any) -> audit.AuditResult:
   values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
   if "data" in values:
     how = values.pop("audit", {})
-    check_names(".audit", how, _CANARIES, set())
+    _types.check_names("config.audit", how, _CANARIES, _CANARIES)
     return _one_run(ExperimentConfig.from_config_dict(values), **how)
-  check_names("", values, _SECTIONS, set())
-  check_names(".audit", values["audit"], _TRIALS, set())
+  _types.check_names("config", values, _SECTIONS, _SECTIONS)
+  _types.check_names("config.audit", values["audit"], _TRIALS, _TRIALS)
   return _mechanism(values)
 
 

@@ -1,66 +1,93 @@
 """A config, read and checked: the one place that knows a ConfigDict."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import optax
 from dp_accounting import NeighboringRelation
 
 import jaxdp
-from jaxdp import clipping, optimizers, sampling, training
+from jaxdp import _types, clipping, optimizers, sampling, training
 from jaxdp.mechanism import Mechanism
 
-# By section, the values that must be there, and those that may.
-_FIT = set(inspect.signature(training.fit).parameters) - {
-  "loss_fn",
-  "params",
-  "dataset",
-  "mechanism",
-  "optimizer",
-  "delta",
-  "max_epsilon",
-  "sampler",
-  "eval_fn",
-  "has_aux",
-  "has_key",
-  "public_batch",
-  "workdir",
-  "config",
-  "progress",
-  "performance",
-  "facts",
+_FIT = {
+  name: hint
+  for name, hint in typing.get_type_hints(training.fit).items()
+  if name
+  not in {
+    "loss_fn",
+    "params",
+    "dataset",
+    "mechanism",
+    "optimizer",
+    "delta",
+    "max_epsilon",
+    "sampler",
+    "eval_fn",
+    "has_aux",
+    "has_key",
+    "public_batch",
+    "workdir",
+    "config",
+    "progress",
+    "performance",
+    "facts",
+    "return",
+  }
 }
-_FLAGS = {f.name for f in dataclasses.fields(training.PerformanceFlags)}
-_VALUES: Mapping[str, tuple[set[str], set[str] | None]] = {
+_FLAGS = typing.get_type_hints(training.PerformanceFlags)
+_Types: TypeAlias = Mapping[str, Any]  # annotations, by name
+# By section, the values that must be there, and those that may.
+_VALUES: Mapping[str, tuple[_Types, _Types]] = {
   "data": (
-    {"name", "data_dir", "cache_dir"},
-    {"num_examples", "num_views", "public_examples"},
+    {"name": str, "data_dir": str | None, "cache_dir": str | None},
+    {
+      "num_examples": int | None,
+      "num_views": int | None,
+      "public_examples": int | None,
+    },
   ),
-  "model": ({"name", "seed", "num_classes"}, None),
-  "rule": ({"name"}, None),
-  "sampler": ({"name"}, None),
+  "model": ({"name": str, "seed": int, "num_classes": int}, {}),
+  "rule": ({"name": str}, {}),
+  "sampler": ({"name": str}, {}),
   "privacy": (
     {
-      "delta",
-      "max_epsilon",
-      "neighboring_relation",
-      "noise_multiplier",
-      "target_epsilon",
+      "delta": float,
+      "max_epsilon": float | None,
+      "neighboring_relation": str | None,
+      "noise_multiplier": float | None,
+      "target_epsilon": float | None,
     },
-    {"noise_schedule"},
+    {"noise_schedule": Mapping | Sequence | None},
   ),
-  "optimizer": ({"name", "learning_rate", "schedule", "warmup_steps"}, None),
-  "training": ({"num_steps"}, _FIT | {"public_every"}),
-  "performance": (set(), _FLAGS - {"mesh"}),
+  "optimizer": (
+    {
+      "name": str,
+      "learning_rate": float,
+      "schedule": Literal["constant", "cosine"],
+      "warmup_steps": int,
+    },
+    {},
+  ),
+  "training": (
+    {"num_steps": int},
+    {**_FIT, "inner_momentum": Mapping | None, "public_every": int | None},
+  ),
+  "performance": ({}, {k: v for k, v in _FLAGS.items() if k != "mesh"}),
 }
+# Those with further values, which are options of what they name.
+_NAMED = ("model", "rule", "sampler", "optimizer")
 _OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
   "sgd": optax.sgd,
   "adam": optax.adam,
   "adamw": optax.adamw,
   "adam_bc": optimizers.adam_bc,
 }
+_DECAYS = ("momentum", "b1", "b2")
+_SMALL = ("eps", "eps_root", "weight_decay", "floor")
+_LARGEST_RATE = 1e6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +131,9 @@ class ExperimentConfig:
   def from_config_dict(cls, config: Any) -> "ExperimentConfig":
     """Reads an ``ml_collections.ConfigDict`` (or a plain nested dict)."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    check_names("", values, set(_VALUES), set())
+    check_sections("config", values)
     for section, (needed, more) in _VALUES.items():
-      check_names(f".{section}", values[section], needed, more)
+      _check_section(section, values[section], needed, {**needed, **more})
     return cls(**values)
 
   def to_dict(self) -> dict[str, Any]:
@@ -134,6 +161,13 @@ class ExperimentConfig:
       )
     if target is None:
       return mechanism
+    most = privacy["max_epsilon"]
+    if most is not None and target > most:
+      raise ValueError(
+        f"config.privacy.target_epsilon={target} is larger than .max_epsilon="
+        f"{most}, which would end the run early. Lower the one or raise the "
+        "other."
+      )
     return jaxdp.calibrate_noise(
       mechanism,
       target_epsilon=target,
@@ -171,10 +205,11 @@ class ExperimentConfig:
 
   def make_inner_momentum(self) -> jaxdp.InnerMomentum:
     """The window over iterates."""
-    try:
-      return jaxdp.InnerMomentum(**self.training["inner_momentum"])
-    except TypeError as error:
-      raise ValueError(f"config.training.inner_momentum: {error}") from error
+    values = self.training["inner_momentum"]
+    _types.check_call(
+      "config.training.inner_momentum", jaxdp.InnerMomentum, values
+    )
+    return jaxdp.InnerMomentum(**values)
 
   def make_optimizer(
     self, learning_rate: Any = None
@@ -182,21 +217,15 @@ class ExperimentConfig:
     """The optimizer of the released means; at another rate if one is given."""
     values = dict(self.optimizer)
     rate, num_steps = values.pop("learning_rate"), self.training["num_steps"]
-    rate = rate if learning_rate is None else learning_rate
     schedule, warmup = values.pop("schedule"), values.pop("warmup_steps")
+    _check_optimizer(rate, warmup, num_steps, values)
+    rate = rate if learning_rate is None else learning_rate
     if schedule == "cosine":
       rate = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else rate, rate, warmup, num_steps
       )
-    elif schedule == "constant":
-      rate = (
-        optax.warmup_constant_schedule(0.0, rate, warmup) if warmup else rate
-      )
-    else:
-      raise ValueError(
-        f"config.optimizer.schedule must be 'constant' or 'cosine', got "
-        f"{schedule!r}."
-      )
+    elif warmup:
+      rate = optax.warmup_constant_schedule(0.0, rate, warmup)
     values["learning_rate"] = rate
     optimizer: optax.GradientTransformation = _call(
       "optimizer", values, tuple(_OPTIMIZERS), _OPTIMIZERS
@@ -204,19 +233,62 @@ class ExperimentConfig:
     return optimizer
 
 
-def check_names(
-  section: str, values: Any, needed: set[str], more: set[str] | None
+def check_sections(
+  place: str, values: Any, needed: Collection[str] = tuple(_VALUES)
 ) -> None:
-  """Raises unless these names are there, and no others than ``more``."""
-  if not isinstance(values, Mapping):
-    raise ValueError(f"config{section} must hold values, got {values!r}.")
-  missing = sorted(needed - values.keys())
-  unknown = [] if more is None else sorted(values.keys() - needed - more)
-  if missing or unknown:
+  """Raises unless these are the sections of a config, each with values."""
+  _types.check(place, values, Mapping)
+  _types.check_names(place, values, needed, _VALUES)
+  for section, inner in values.items():
+    _types.check(f"{place}.{section}", inner, Mapping)
+
+
+def set_value(values: dict[str, Any], path: str, value: Any) -> None:
+  """Sets a section, or a value by a dotted path, in a copy of its section."""
+  section, _, name = path.partition(".")
+  if section not in _VALUES:
+    hint = _types.did_you_mean(section, _VALUES)
     raise ValueError(
-      f"config{section} lacks {missing or 'nothing'} and has unknown "
-      f"{unknown or 'nothing'}. Start from configs/digits.py."
+      f"A change of {path!r}: no config has {section!r}; {hint}."
     )
+  values[section] = {**values[section], name: value} if name else value
+
+
+def _check_section(
+  section: str, values: Any, needed: _Types, known: _Types
+) -> None:
+  """Raises unless the values of a section are those that it takes."""
+  place = f"config.{section}"
+  names = {**known, **values} if section in _NAMED else known
+  _types.check_names(place, values, needed, names)
+  for name, value in values.items():
+    _types.check(f"{place}.{name}", value, known.get(name, Any))
+
+
+def _check_optimizer(
+  rate: float, warmup: int, num_steps: int, options: Mapping[str, Any]
+) -> None:
+  """Ranges that optax does not look at."""
+  if not 0 < rate <= _LARGEST_RATE:
+    raise ValueError(
+      "config.optimizer.learning_rate must be > 0 and at most "
+      f"{_LARGEST_RATE:g}, got {rate}."
+    )
+  if not 0 <= warmup < max(num_steps, 1):
+    raise ValueError(
+      "config.optimizer.warmup_steps must be >= 0 and less than "
+      f"config.training.num_steps={num_steps}, got {warmup}."
+    )
+  for name, value in options.items():
+    place = f"config.optimizer.{name}"
+    if name in _DECAYS and value is not None:
+      _types.check(place, value, float)
+      if not 0 <= value < 1:
+        raise ValueError(f"{place} must be in [0, 1), got {value}.")
+    elif name in _SMALL:
+      _types.check(place, value, float)
+      if not 0 <= value <= 1:
+        raise ValueError(f"{place} must be in [0, 1], got {value}.")
 
 
 def _call(
@@ -224,12 +296,11 @@ def _call(
 ) -> Any:
   values = dict(values)
   name = values.pop("name")
+  place = f"config.{section}"
   if name not in names:
     raise ValueError(
-      f"config.{section}.name must be one of {list(names)}, got {name!r}."
+      f"{place}.name must be one of {list(names)}, got {name!r}."
     )
   make = source[name] if isinstance(source, Mapping) else getattr(source, name)
-  try:
-    return make(**values)
-  except TypeError as error:
-    raise ValueError(f"config.{section}: {error}") from error
+  _types.check_call(f"{place} ({name})", make, values)
+  return make(**values)

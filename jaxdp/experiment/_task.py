@@ -15,12 +15,38 @@ Examples: TypeAlias = Mapping[str, np.ndarray]
 
 def load(config: ExperimentConfig, split: str) -> dict[str, np.ndarray]:
   """The arrays of one split of the config's data set."""
-  return data.load(
+  dataset = data.load(
     config.data["name"],
     split,
     data_dir=config.data["data_dir"],
     cache_dir=config.data["cache_dir"],
   )
+  _check_labels(config, dataset)
+  return dataset
+
+
+def _check_labels(config: ExperimentConfig, dataset: Examples) -> None:
+  """Refuses what a classification loss would read as something else."""
+  name, fields = config.data["name"], {k: x.shape for k, x in dataset.items()}
+  if "label" not in fields or not fields.keys() & {"image", "text"}:
+    raise ValueError(
+      f"Dataset {name!r} has {fields}; a config needs an image or a text, and "
+      "a label. Pass arrays of another form to jaxdp.fit, with their loss."
+    )
+  label, num_classes = dataset["label"], config.model["num_classes"]
+  if not len(label):
+    raise ValueError(f"Dataset {name!r} is empty: {fields}.")
+  if label.ndim != 1 or label.dtype.kind not in "iu":
+    raise ValueError(
+      f"The labels of dataset {name!r} must be integers, one a row, got "
+      f"{label.dtype}{list(label.shape)}."
+    )
+  if not 0 <= label.min() <= label.max() < num_classes:
+    raise ValueError(
+      f"The labels of dataset {name!r} go from {label.min()} to {label.max()}, "
+      f"but config.model.num_classes={num_classes} takes 0 to "
+      f"{num_classes - 1}."
+    )
 
 
 class Rows(NamedTuple):
@@ -36,6 +62,7 @@ def load_train(config: ExperimentConfig) -> Rows:
   dataset = load(config, "train")
   num_public = config.data.get("public_examples") or 0
   num_private = config.data.get("num_examples")
+  _check_labels(config, dataset)
   available = len(next(iter(dataset.values())))
   if num_private is None:
     num_private = available - num_public
@@ -69,11 +96,6 @@ def make_task(
   config: ExperimentConfig, dataset: Examples, public: Examples | None
 ) -> Task:
   """The task of a config, for data of this shape."""
-  options = dict(config.model)
-  inputs = dataset["image"] if "image" in dataset else dataset["text"]
-  params, apply_fn = models.create(
-    options.pop("name"), input_shape=inputs.shape[1:], **options
-  )
   preprocess = data.preprocess(config.data["name"])
   num_views = config.data.get("num_views")
   in_buckets = config.sampler["name"] == "Buckets"
@@ -82,12 +104,18 @@ def make_task(
       "config.data.num_views is for single examples, and sampler.name is "
       "'Buckets'. Leave one of them out."
     )
-  if options.get("norm") == "batch":
-    if not in_buckets:
-      raise ValueError(
-        "config.model.norm is 'batch', which couples the examples of a batch. "
-        "Clip buckets (config.sampler.name = 'Buckets'), or use norm='group'."
-      )
+  in_batches = config.model.get("norm") == "batch"
+  if in_batches and not in_buckets:
+    raise ValueError(
+      "config.model.norm is 'batch', which couples the examples of a batch. "
+      "Clip buckets (config.sampler.name = 'Buckets'), or use norm='group'."
+    )
+  options = dict(config.model)
+  inputs = dataset["image"] if "image" in dataset else dataset["text"]
+  params, apply_fn = models.create(
+    options.pop("name"), input_shape=inputs.shape[1:], **options
+  )
+  if in_batches:
     return Task(
       params,
       models.bucket_loss(apply_fn, preprocess),

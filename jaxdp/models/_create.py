@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import math
+import os
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxdp import _types
 from jaxdp.models import (
   _dp_cnn,
   _init,
@@ -39,6 +43,7 @@ _MODELS: dict[str, tuple[type[nnx.Module], tuple[int, ...]]] = {
   "vit_tiny": (_vit.ViT, ()),
 }
 _TAKE_TOKENS = frozenset({"lstm"})
+_LARGEST = 1_000_000_000
 _NOT_OPTIONS = frozenset({"input_shape", "num_classes", "rngs", "dtype"})
 
 
@@ -114,16 +119,7 @@ def create(
     raise ValueError(
       f"model must be one of {', '.join(names())}; got {name!r}."
     )
-  known = _options(name)
-  if unknown := sorted(options.keys() - known):
-    raise TypeError(
-      f"model {name!r} has no option {', '.join(unknown)}; it has "
-      f"{', '.join(sorted(known))}."
-    )
-  if seed < 0:
-    raise ValueError(f"seed must be >= 0, got {seed=}.")
-  if num_classes < 1:
-    raise ValueError(f"num_classes must be >= 1, got {num_classes=}.")
+  _check_options(name, {**options, "seed": seed, "num_classes": num_classes})
   hashable = {
     option: tuple(value) if isinstance(value, list) else value
     for option, value in options.items()
@@ -132,7 +128,7 @@ def create(
     name,
     num_classes,
     tuple(input_shape),
-    jnp.dtype(dtype),
+    _as_dtype(dtype),
     tuple(sorted(hashable.items())),
   )
   return init_fn(seed), apply_fn
@@ -143,13 +139,49 @@ def count_params(params: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _options(name: str) -> set[str]:
-  parameters = inspect.signature(_MODELS[name][0].__init__).parameters.values()
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+  """Raises for options that the model does not have, and for their values."""
+  types = {**_options(name), "seed": int, "num_classes": int}
+  if unknown := sorted(options.keys() - types.keys()):
+    hint = _types.did_you_mean(unknown[0], types)
+    raise TypeError(f"model {name!r} has no option {unknown[0]!r}; {hint}.")
+  for option, value in options.items():
+    _types.check(option, value, types[option])
+    if option == "seed":
+      if value < 0:
+        raise ValueError(f"seed must be >= 0, got seed={value}.")
+      continue
+    for number in value if isinstance(value, list | tuple) else [value]:
+      is_flag = isinstance(number, str | bool)
+      if not is_flag and not 0 < number <= _LARGEST:
+        raise ValueError(
+          f"{option} must be > 0 and at most {_LARGEST:,}, got "
+          f"{option}={value}."
+        )
+
+
+def _as_dtype(dtype: DTypeLike) -> Any:
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if found is None or not jnp.issubdtype(found, jnp.floating):
+    raise ValueError(
+      "dtype must be a floating-point type, such as 'float32' or 'bfloat16', "
+      f"got {dtype!r}."
+    )
+  return found
+
+
+def _options(name: str) -> dict[str, Any]:
+  """The annotations of a model's options."""
+  make = _MODELS[name][0].__init__
+  types = typing.get_type_hints(make)
   return {
-    parameter.name
-    for parameter in parameters
-    if parameter.kind is parameter.KEYWORD_ONLY
-  } - _NOT_OPTIONS
+    option: types[option]
+    for option, parameter in inspect.signature(make).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and option not in _NOT_OPTIONS
+  }
 
 
 @functools.cache
@@ -179,6 +211,13 @@ def _build(
     for keys, variable in nnx.to_flat_state(abstract)
   }
   paths = {path: keys for path, (keys, _) in variables.items()}
+
+  size = 4 * sum(math.prod(shape) for _, shape in variables.values())
+  if size > _memory():
+    raise ValueError(
+      f"model {name!r} with {dict(options)} would have {size / 1e9:,.0f} GB of "
+      "parameters. Make it smaller."
+    )
 
   def init_fn(seed: int) -> Params:
     return _nest(
@@ -215,6 +254,11 @@ def _build(
     return logits.astype(jnp.float32)
 
   return init_fn, apply_fn
+
+
+def _memory() -> int:
+  """Bytes of this machine."""
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _under_keys(

@@ -15,6 +15,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxdp import _types
+from jaxdp.experiment import check_sections, set_value
+
 Overrides = Mapping[str, Any]  # by dotted path, such as "rule.l2_clip_norm"
 
 
@@ -75,6 +78,12 @@ class Design:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
+    check_sections("base", self.base)
+    if self.num_validation < 1 or not all(rate > 0 for rate in self.rates):
+      raise ValueError(
+        "num_validation and all rates must be > 0, got "
+        f"{self.num_validation} and {self.rates}."
+      )
     if unknown := sorted(self.grids.keys() - self.arms.keys()):
       raise ValueError(f"grids for {unknown}, which are no arms.")
     if shared := set(self.seeds) & set(self.tuning_seeds):
@@ -87,10 +96,8 @@ class Design:
   def from_config_dict(cls, config: Any) -> "Design":
     """Reads an ``ml_collections.ConfigDict`` (or a plain nested dict)."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    try:
-      return cls(**values)
-    except TypeError as error:
-      raise ValueError(f"This is no config of a study: {error}") from error
+    _types.check_call("the config of a study", cls, values)
+    return cls(**values)
 
   def overrides(self, setting: str, arm: str, more: Overrides) -> Overrides:
     """All that a run changes, the most special last."""
@@ -111,18 +118,21 @@ class Design:
     """The experiment of a run."""
     config = copy.deepcopy(dict(self.base))
     for path, value in run.overrides.items():
-      section, _, name = path.partition(".")
-      if name:
-        config[section] = {**config[section], name: value}
-      else:
-        config[section] = copy.deepcopy(value)
+      set_value(config, path, copy.deepcopy(value))
+    check_sections("base", config)
     rule = config["rule"]
     momentum = config["optimizer"].get("momentum") or 0.0
-    config["optimizer"]["learning_rate"] = (
-      run.rate
-      * (1 - momentum)
-      * rule.get("s", 1.0)
-      / rule.get("l2_clip_norm", 1.0)
-    )
-    config["model"]["seed"] = config["training"]["seed"] = run.seed
+    slope, clip_norm = rule.get("s", 1.0), rule.get("l2_clip_norm", 1.0)
+    _types.check("optimizer.momentum", momentum, float)
+    _types.check("rule.s", slope, float)
+    _types.check("rule.l2_clip_norm", clip_norm, float)
+    if not (0 <= momentum < 1 and slope > 0 and clip_norm > 0):
+      raise ValueError(
+        f"An arm needs momentum in [0, 1), s > 0 and l2_clip_norm > 0, got "
+        f"{momentum}, {slope} and {clip_norm}."
+      )
+    rate = run.rate * (1 - momentum) * slope / clip_norm
+    set_value(config, "optimizer.learning_rate", rate)
+    set_value(config, "model.seed", run.seed)
+    set_value(config, "training.seed", run.seed)
     return config

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from jaxdp.studies import _psasc, _report, _workdir
 from jaxdp.studies._design import Design, Run
+from jaxdp.studies._precheck import check_design
 from jaxdp.studies._summary import Rows, chosen, select
 from jaxdp.studies._sweep import Results
 from jaxdp.studies._workers import Workers
@@ -81,13 +82,25 @@ def run(
   Raises:
     ValueError: the runs in ``workdir`` are of another base, or are there
       without ``resume``.
+    BlockingIOError: another process is at work in ``workdir``.
   """
-  workdir = pathlib.Path(workdir)
+  deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+  with _workdir.alone(workdir) as folder:
+    return _run(design, folder, deadline, progress, resume)
+
+
+def _run(
+  design: Design,
+  workdir: pathlib.Path,
+  deadline: float,
+  progress: bool,
+  resume: bool,
+) -> bool:
   if not resume:
     _workdir.check_new(workdir / _RESULTS)
+  check_design(design)
   _workdir.claim(workdir, _DESIGN, _shared(design))
   results = Results(workdir / _RESULTS)
-  deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
   workers = Workers(design, jax.local_devices())
   for stage in stages(design, results):
     todo = [r for r in stage if r not in results]

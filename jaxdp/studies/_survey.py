@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxdp.experiment import ExperimentConfig
+from jaxdp import _types
+from jaxdp.experiment import ExperimentConfig, check_sections, set_value
 from jaxdp.studies import design
 
 _PATHS = {
@@ -29,6 +30,8 @@ _PATHS = {
   "num_steps": "training.num_steps",
   "noise_multiplier": "privacy.noise_multiplier",
 }
+_COLUMNS = (*_PATHS, "batch_size", "q", "epochs", "run", "point", "seed")
+_REPEATS = ("num_points", "num_seeds")
 _LAWS = ("random", "latin_hypercube", "sobol", "factorial", "published")
 
 
@@ -57,6 +60,10 @@ class Survey:
 
   def __post_init__(self) -> None:
     base = self.base
+    check_sections("base", base)
+    for section, name in (("sampler", "name"), ("optimizer", "schedule")):
+      if name not in base[section]:
+        raise ValueError(f"base.{section} lacks {name}.")
     if (name := base["sampler"]["name"]) != "Poisson":
       raise ValueError(
         f"base.sampler.name is {name!r}; the batches of a survey are drawn by "
@@ -78,36 +85,52 @@ class Survey:
   def from_config_dict(cls, config: Any) -> "Survey":
     """Reads an ``ml_collections.ConfigDict`` (or a plain nested dict)."""
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    try:
-      return cls(**values)
-    except TypeError as error:
-      raise ValueError(f"This is no config of a survey: {error}") from error
+    _types.check_call("the config of a survey", cls, values)
+    return cls(**values)
 
   def factors(self) -> list[design.Factor | design.Choice]:
     """The factors of the law; the published law has its own."""
-    return [
-      design.Choice(**factor) if "values" in factor else design.Factor(**factor)
-      for factor in self.law.get("factors", ())
-    ]
+    factors = self.law.get("factors", ())
+    _types.check("law.factors", factors, Sequence[Mapping])
+    return [design.factor(dict(factor)) for factor in factors]
 
   def table(self) -> pd.DataFrame:
     """The runs, one a row, with ``q`` and ``num_steps``."""
     law = dict(self.law)
-    name = law.pop("name")
+    name = law.pop("name", None)
     if name not in _LAWS:
       raise ValueError(f"law.name must be one of {_LAWS}, got {name!r}.")
-    if any("num_examples" not in cell for cell in self.cells):
-      raise ValueError("Every cell needs num_examples, the rows that train.")
+    self._check_cells()
+    given = {**law, "cells": self.cells}
+    if name != "published":
+      given["factors"] = self.factors()
+    _types.check_call(f"law ({name})", getattr(design, name), given)
     seed = law.get("seed", 0)
+    if not 0 <= seed < 2**63:
+      raise ValueError(f"law.seed must be >= 0 and < 2**63, got {seed}.")
     if name == "published":
       table = design.published(cells=self.cells, nominal=self.nominal, **law)
     else:
       law["factors"] = self.factors()
       table = getattr(design, name)(cells=self.cells, **law)
       table = self._with_steps(table)
+    if unknown := [c for c in table if "." not in c and c not in _COLUMNS]:
+      raise ValueError(
+        f"No config has {unknown[0]!r}; "
+        f"{_types.did_you_mean(unknown[0], _COLUMNS)}, or a dotted path."
+      )
     if self.repeats:
+      _types.check_names("repeats", self.repeats, _REPEATS, _REPEATS)
       table = design.repeat_seeds(table, **self.repeats, seed=seed)
     return table
+
+  def _check_cells(self) -> None:
+    if not self.cells:
+      raise ValueError("A survey needs cells, each with its num_examples.")
+    for cell in self.cells:
+      if "num_examples" not in cell:
+        raise ValueError("Every cell needs num_examples, the rows that train.")
+      _types.check("num_examples of a cell", cell["num_examples"], int)
 
   def _with_steps(self, table: pd.DataFrame) -> pd.DataFrame:
     if "batch_size" in table:
@@ -138,9 +161,8 @@ class Survey:
     elif "epsilon" in row:
       changes["privacy.noise_multiplier"] = None
     for path, value in changes.items():
-      section, _, name = path.partition(".")
-      if name:
-        values[section] = {**values[section], name: value}
+      if "." in path:
+        set_value(values, path, value)
     return ExperimentConfig.from_config_dict(values)
 
 

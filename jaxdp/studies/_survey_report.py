@@ -30,9 +30,10 @@ from typing import Any
 
 import pandas as pd
 
-from jaxdp import report
-from jaxdp.studies import analysis
+from jaxdp import _types, report
+from jaxdp.studies import analysis, design
 from jaxdp.studies._laws import Choice, Factor, Sample
+from jaxdp.studies._survey import Survey
 from jaxdp.studies._survey_compare import compare_surveys, numbers
 from jaxdp.studies._survey_compare import section as comparison
 from jaxdp.studies._survey_findings import Findings, find
@@ -81,14 +82,22 @@ class Options:
   def from_config_dict(cls, config: Any) -> "Options":
     """From the ``report`` of a survey's config."""
     names = [field.name for field in dataclasses.fields(cls)]
-    given = dict(config.get("report") or {})
+    given = config.get("report") or {}
+    _types.check("config.report", given, Mapping)
+    given = dict(given)
     if not given and config.get("law"):
+      Survey.from_config_dict(config)
       given = _of_survey(config)
     if not given or (unknown := sorted(set(given) - set(names))):
       raise ValueError(
         "The config of a survey has a `report` with some of "
         f"{names}; got {sorted(unknown) if given else 'none'}."
       )
+    _types.check_call("config.report", cls, given)
+    for name, law in given["factors"].items():
+      if law != "sample":
+        _types.check(f"config.report.factors.{name}", law, Mapping)
+        design.factor({**law, "name": name})
     return cls(**given)
 
   def laws(self, runs: pd.DataFrame) -> list[Factor | Choice | Sample]:

@@ -16,6 +16,7 @@ import pandas as pd
 from jaxdp.studies import _workdir
 from jaxdp.studies._executors import Executor, LocalExecutor
 from jaxdp.studies._journal import Journal
+from jaxdp.studies._precheck import check_survey
 from jaxdp.studies._progress import Runs
 from jaxdp.studies._survey import Survey
 from jaxdp.studies._survey_groups import chunk_size, groups
@@ -79,9 +80,23 @@ def run_survey(
 
   Raises:
     ValueError: ``workdir`` holds another survey, or runs without ``resume``.
+    BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-  workdir = pathlib.Path(workdir)
+  with _workdir.alone(workdir) as folder:
+    return _run(
+      survey, folder, deadline, progress, executor or LocalExecutor(), resume
+    )
+
+
+def _run(
+  survey: Survey,
+  workdir: pathlib.Path,
+  deadline: float,
+  progress: bool,
+  executor: Executor,
+  resume: bool,
+) -> bool:
   if not resume:
     _workdir.check_new(workdir / _RUNS)
   todo, journal = _left(survey, workdir, progress)
@@ -89,7 +104,7 @@ def run_survey(
   total = len(made) + len(todo)
   with Runs(total, len(made), disable=not progress) as bar:
     if todo and (seconds := deadline - time.monotonic()) > 0:
-      for row in (executor or LocalExecutor())(groups(survey, todo), seconds):
+      for row in executor(groups(survey, todo), seconds):
         if row["run"] not in made:
           made.add(row["run"])
           journal.add(row)
@@ -119,6 +134,7 @@ def _left(
   survey: Survey, workdir: pathlib.Path, progress: bool
 ) -> tuple[list[dict[str, Any]], Journal]:
   """The runs that are not there yet, and those that are."""
+  check_survey(survey)
   _workdir.claim(workdir, "survey.json", survey.base)
   table = plan(survey, workdir, progress=progress)
   journal = Journal(workdir / _RUNS)

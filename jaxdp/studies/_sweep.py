@@ -23,6 +23,7 @@ from jaxdp.mechanism import Mechanism
 from jaxdp.studies import _noise
 from jaxdp.studies._design import Design, Run
 from jaxdp.studies._journal import Journal
+from jaxdp.studies._precheck import check_held_out
 
 
 class Results:
@@ -112,12 +113,10 @@ class _Program:
 
   def __init__(self, config: ExperimentConfig, num_validation: int):
     self._config = config
-    self._data, self._public, rest = experiment.load_train(config)
-    if rest is None or len(rest["label"]) < num_validation:
-      raise ValueError(
-        f"num_validation={num_validation} rows are not left over. Lower "
-        "base.data.num_examples, or num_validation."
-      )
+    rows = experiment.load_train(config)
+    check_held_out(rows, num_validation)
+    self._data, self._public, rest = rows
+    assert rest is not None
     self._validation = {name: x[:num_validation] for name, x in rest.items()}
     self._test = experiment.load(config, "test")
     self._num_examples = len(self._data["label"])

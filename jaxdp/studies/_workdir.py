@@ -1,9 +1,23 @@
 """A study's folder holds the runs of one study."""
 
+import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from jaxdp import _lock
+from jaxdp.training import _files
+
+
+@contextlib.contextmanager
+def alone(workdir: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+  """The folder, which is made, and held against other processes."""
+  path = pathlib.Path(workdir)
+  path.mkdir(parents=True, exist_ok=True)
+  with _lock.only_process(path):
+    yield path
 
 
 def check(workdir: pathlib.Path, name: str, shared: Mapping[str, Any]) -> None:
@@ -36,10 +50,7 @@ def claim(workdir: pathlib.Path, name: str, shared: Mapping[str, Any]) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   check(workdir, name, shared)
   text = json.dumps(shared, indent=1, ensure_ascii=False)
-  # By way of another name, so that a crash leaves no half of a file.
-  partial = workdir / f".{name}.partial"
-  partial.write_text(text + "\n", "utf-8")
-  partial.replace(workdir / name)
+  _files.write_atomic(workdir / name, text + "\n")
 
 
 def check_new(path: pathlib.Path) -> None:

@@ -36,7 +36,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
+from jaxdp import _types
 from jaxdp.studies._laws import Choice, Factor, Law, Sample
+
+_MOST_RUNS = 1_000_000  # of a cell
 
 __all__ = [
   "Choice",
@@ -58,6 +61,14 @@ __all__ = [
 Cell = Mapping[str, Any]
 
 # Designs.
+
+
+def factor(values: Mapping[str, Any]) -> Factor | Choice:
+  """A ``Choice`` if ``values`` are among its fields, else a ``Factor``."""
+  kind: Any = Choice if "values" in values else Factor
+  _types.check_call(f"factor {values.get('name')!r}", kind, values)
+  made: Factor | Choice = kind(**values)
+  return made
 
 
 def factorial(
@@ -153,7 +164,9 @@ def random(
   seed: int = 0,
 ) -> pd.DataFrame:
   """``num_runs`` independent points in every cell."""
-  return _drawn(factors, lambda rng, d: rng.random((num_runs, d)), cells, seed)
+  return _drawn(
+    factors, num_runs, lambda rng, d: rng.random((num_runs, d)), cells, seed
+  )
 
 
 def latin_hypercube(
@@ -173,6 +186,7 @@ def latin_hypercube(
   """
   return _drawn(
     factors,
+    num_runs,
     lambda rng, d: qmc.LatinHypercube(d, rng=rng).random(num_runs),
     cells,
     seed,
@@ -202,6 +216,7 @@ def sobol(
     )
   return _drawn(
     factors,
+    num_runs,
     lambda rng, d: qmc.Sobol(d, rng=rng).random(num_runs),
     cells,
     seed,
@@ -311,10 +326,16 @@ def _seeds(rng: np.random.Generator, count: int, taken: set[int]) -> np.ndarray:
 
 def _drawn(
   factors: Sequence[Law],
+  num_runs: int,
   draw: Callable[[np.random.Generator, int], np.ndarray],
   cells: Sequence[Cell],
   seed: int,
 ) -> pd.DataFrame:
+  if not 1 <= num_runs <= _MOST_RUNS:
+    raise ValueError(
+      f"num_runs must be in [1, {_MOST_RUNS:,}], got {num_runs}."
+    )
+
   def columns(rng: np.random.Generator) -> list[np.ndarray]:
     quantiles = draw(rng, len(factors))
     return [f.at(u) for f, u in zip(factors, quantiles.T, strict=True)]

@@ -3,6 +3,7 @@
 Read ``_step.py`` first, then ``_fit.py`` and ``_run.py``.
 """
 
+from jaxdp.training._faults import LostProcessError, Terminated
 from jaxdp.training._feed import Reader
 from jaxdp.training._fit import fit
 from jaxdp.training._release import load_release
@@ -18,10 +19,12 @@ from jaxdp.training._step import (
 
 __all__ = [
   "History",
+  "LostProcessError",
   "PerformanceFlags",
   "Reader",
   "SensitiveInfo",
   "StepInfo",
+  "Terminated",
   "TrainState",
   "TrainStep",
   "data_mesh",

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from jaxdp import _digest
 from jaxdp.training import _files, _sharding
 
 _LOG = logging.getLogger("jaxdp")
@@ -26,6 +27,9 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path, keep: int):
     self._directory = directory.absolute()
     with _files.explained_disk_errors(self._directory):
+      _files.make_directory(self._directory)
+      if jax.process_index() == 0:
+        self._directory.chmod(0o700)
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
@@ -41,6 +45,8 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     meta = {**meta, "structure": _structure(state), "digest": digest(state)}
+    # The state's digest says nothing of the seeds beside it.
+    meta["meta_digest"] = _digest.of_json(meta)
     with _files.explained_disk_errors(self._directory):
       self._manager.save(
         step,
@@ -48,6 +54,8 @@ class Checkpoints:
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         ),
       )
+      if jax.process_index() == 0:
+        _files.owner_only(self._directory / str(step))
 
   def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
     """The newest checkpoint that is whole: (step, state, meta), or None.
@@ -64,7 +72,9 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        meta = self._read(step, meta=ocp.args.JsonRestore()).meta
+        meta = dict(self._read(step, meta=ocp.args.JsonRestore()).meta)
+        if meta.pop("meta_digest") != _digest.of_json(meta):
+          raise ValueError("its meta data do not match their digest")
         same = meta["structure"] == _structure(like)
         if same:
           abstract = ocp.args.StandardRestore(_abstract(like))
@@ -81,7 +91,7 @@ class Checkpoints:
           f"optimizer: {changes}. Choose another workdir, or go back to those "
           "of the run that is there."
         )
-      return step, state, dict(meta)
+      return step, state, meta
     if steps:
       raise ValueError(
         f"None of the checkpoints {sorted(steps)} in {self._directory} can be "
@@ -94,15 +104,15 @@ class Checkpoints:
     return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def _set_aside(self, step: int, error: Exception) -> None:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
     _LOG.warning(
       "The checkpoint at step %d is damaged (%s). The one before is used.",
       step,
-      reason[:200],
+      _files.first_line(error),
     )
     if jax.process_index() == 0:
       aside = self._directory / f"damaged-{step}-{secrets.token_hex(4)}"
-      shutil.move(self._directory / str(step), aside)
+      with _files.explained_disk_errors(aside):
+        shutil.move(self._directory / str(step), aside)
     _sharding.wait_for_all_processes("a damaged checkpoint was set aside")
     self._manager.reload()
 

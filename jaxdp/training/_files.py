@@ -17,8 +17,27 @@ import numpy as np
 from jaxdp._version import __version__
 
 
+def make_directory(path: pathlib.Path) -> None:
+  """Makes a directory that its owner alone may read, unless there is one."""
+  path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def owner_only(directory: pathlib.Path) -> None:
+  """Takes all that a directory holds away from everyone but its owner."""
+  for folder, _, names in os.walk(directory):
+    os.chmod(folder, 0o700)
+    for name in names:
+      os.chmod(os.path.join(folder, name), 0o600)
+
+
+def _for_owner(path: str | os.PathLike[str], flags: int) -> int:
+  return os.open(path, flags, 0o600)
+
+
 def write_atomic(path: pathlib.Path, text: str) -> None:
   """Writes a text file: whole and on the disk, or not at all.
+
+  Its owner alone may read it.
 
   Raises:
     OSError: the disk is full, with what to do.
@@ -26,8 +45,8 @@ def write_atomic(path: pathlib.Path, text: str) -> None:
   # A fixed name: what a crash leaves behind is overwritten, not collected.
   partial = path.with_name(f".{path.name}.partial")
   with explained_disk_errors(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
+    make_directory(path.parent)
+    with open(partial, "w", encoding="utf-8", opener=_for_owner) as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())
@@ -68,12 +87,39 @@ def explained_disk_errors(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def first_line(error: Exception) -> str:
+  """What an error says, in short."""
+  lines = str(error).splitlines() or [repr(error)]
+  return lines[0][:200]
+
+
 def _is_disk_full(error: Exception) -> bool:
   codes = (errno.ENOSPC, errno.EDQUOT)
   if isinstance(error, OSError):
     return error.errno in codes
   # TensorStore, under orbax, says it in the text of a ValueError.
   return any(os.strerror(code) in str(error) for code in codes)
+
+
+def read(path: pathlib.Path) -> str:
+  """The text of a file; empty if there is none. Damage may not be UTF-8."""
+  return path.read_text("utf-8", errors="replace") if path.exists() else ""
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The JSON value of a file; None if there is no such file.
+
+  Raises:
+    ValueError: it is not JSON.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(read(path))
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is damaged ({error}). Bring it back, or choose another workdir."
+    ) from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -174,10 +174,12 @@ def fit(
     performance.mesh,
     None if on_device == "auto" else on_device,
   )
+  run.check_workdir(params)
+  seeds = Seeds.make(seed)
   # Last, since this is the one check that compiles.
   key = jax.random.key(0, impl="threefry2x32")
   probe.check_gradients(loss_fn, params, made_up, key=key, **flags)
-  return run(params, feed, Seeds.make(seed))
+  return run(params, feed, seeds)
 
 
 def _check_counts(**counts: Any) -> None:
@@ -186,8 +188,9 @@ def _check_counts(**counts: Any) -> None:
       continue
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
       raise ValueError(f"{name} must be an integer, got {name}={value!r}.")
-    if value < 1:
-      raise ValueError(f"{name} must be >= 1, got {name}={value}.")
+    if not 1 <= value < 2**31:
+      wanted = ">= 1" if value < 1 else "< 2**31"
+      raise ValueError(f"{name} must be {wanted}, got {name}={value}.")
 
 
 def _made_up_batch(dataset: PyTree | _feed.Reader, sampler: Sampler) -> PyTree:

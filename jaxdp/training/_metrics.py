@@ -5,7 +5,9 @@ TensorBoard under the tag ``sensitive/``, or nowhere.
 """
 
 import contextlib
+import hashlib
 import json
+import logging
 import pathlib
 import time
 from collections.abc import Iterator
@@ -14,6 +16,10 @@ from typing import Any, Self
 import tqdm
 
 from jaxdp.training import _files
+
+_LOG = logging.getLogger("jaxdp")
+
+NO_ROWS = hashlib.sha256().hexdigest()
 
 
 class Metrics:
@@ -30,8 +36,10 @@ class Metrics:
     first_step: int,
     num_steps: int,
     progress: bool,
+    digest: str | None = None,
   ):
     self.rows: list[dict[str, Any]] = []
+    self._sha = hashlib.sha256()
     self._path = None
     self._board = None
     if workdir is not None:
@@ -39,6 +47,8 @@ class Metrics:
       # Rows after the checkpoint belong to steps that are made again.
       self.rows = [r for r in _read(self._path) if r["step"] <= first_step]
       text = "".join(json.dumps(row) + "\n" for row in self.rows)
+      self._sha.update(text.encode())
+      self._check(self._path, first_step, digest)
       _files.write_atomic(self._path, text)
     if workdir is not None and first_step < num_steps:
       self._board = _Board(workdir / "tensorboard", first_step)
@@ -60,6 +70,27 @@ class Metrics:
       with contextlib.suppress(*([OSError] if kind else [])):
         self._board.close()
 
+  @property
+  def digest(self) -> str:
+    """Of all rows so far, which a checkpoint keeps."""
+    return self._sha.hexdigest()
+
+  def _check(self, path: pathlib.Path, step: int, digest: str | None) -> None:
+    """Refuses rows other than those that the checkpoint was written with."""
+    if digest in (None, self.digest):
+      return
+    if path.exists():
+      raise ValueError(
+        f"{path} is damaged: its rows up to step {step} are not those that "
+        "were written. Bring it back, or delete it: the run then goes on "
+        "without these rows."
+      )
+    _LOG.warning(
+      "%s is missing: the run goes on without its rows up to step %d.",
+      path,
+      step,
+    )
+
   def advance(self, num_steps: int) -> None:
     """Moves the progress bar."""
     self._bar.update(num_steps)
@@ -70,7 +101,9 @@ class Metrics:
     self.rows.append(row)
     self._bar.set_postfix_str(bar_text(row), refresh=False)
     if self._path is not None:
-      _files.append(self._path, json.dumps(row) + "\n")
+      text = json.dumps(row) + "\n"
+      self._sha.update(text.encode())
+      _files.append(self._path, text)
     if self._board is not None:
       self._board.write(row)
 
@@ -93,13 +126,16 @@ def bar_text(row: dict[str, Any]) -> str:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Rows of a metrics file; a last line that was cut short is left out."""
+  """Rows of a metrics file, up to one that was cut short or is damaged."""
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in _files.read(path).splitlines():
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
+      row = json.loads(line)
+    except ValueError:
       break
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+      break
+    rows.append(row)
   return rows
 
 
@@ -130,7 +166,7 @@ class _Board:
     self._scalar, self._event = summary.scalar, event_pb2.Event
     self._path = directory
     with _files.explained_disk_errors(self._path):
-      directory.mkdir(parents=True, exist_ok=True)
+      _files.make_directory(directory)
       self._writer = event_file_writer.EventsWriter(
         str(directory / "events"), f".{time.time_ns()}"
       )
@@ -140,6 +176,7 @@ class _Board:
         self._event(step=first_step + 1, session_log=start)
       )
       self._writer.flush()
+      _files.owner_only(directory)
 
   def write(self, row: dict[str, Any]) -> None:
     now = time.time()

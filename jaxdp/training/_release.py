@@ -4,8 +4,11 @@
 ``ledger.json``'s neighbours stay: checkpoints hold the noise key.
 """
 
+import contextlib
+import errno
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import dp_accounting
@@ -13,13 +16,60 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from jaxdp import _lock
 from jaxdp.accounting import PrivacyStatement, event_to_dict
-from jaxdp.training import _files
+from jaxdp.training import _checkpoint, _files, _sharding
+
+_DIGEST = "params.sha256"
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """The JSON value of a file; None if there is no such file."""
-  return json.loads(path.read_text()) if path.exists() else None
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path | None) -> Iterator[None]:
+  """Holds a run directory; process 0 does so for all of its run.
+
+  Raises:
+    BlockingIOError: another run does.
+  """
+  refused = None
+  with contextlib.ExitStack() as stack:
+    if workdir is not None and jax.process_index() == 0:
+      try:
+        with _files.explained_disk_errors(workdir):
+          _files.make_directory(workdir)
+          stack.enter_context(_lock.only_process(workdir))
+      except OSError as error:
+        refused = error
+    if _sharding.as_process_0_says(refused is not None):
+      raise refused or BlockingIOError(
+        errno.EWOULDBLOCK,
+        f"Process 0 could not take {workdir}: see what it says.",
+      )
+    yield
+
+
+def check_run_directory(
+  workdir: pathlib.Path, config: dict[str, Any]
+) -> dict[str, Any]:
+  """The config in JSON values, after a look whether it may run there.
+
+  Raises:
+    ValueError: the directory holds a run of another config, or is a file.
+  """
+  for path in (workdir, *workdir.parents):
+    if path.exists() and not path.is_dir():
+      raise ValueError(
+        f"The workdir {workdir} cannot be made: {path} is a file. Choose "
+        "another workdir."
+      )
+  new: dict[str, Any] = _files.plain(config)
+  old = _files.read_json(workdir / "config.json")
+  if old is not None and old != new:
+    changes = "; ".join(_differences(old, new, ""))
+    raise ValueError(
+      f"{workdir} holds a run of another config: {changes}. Choose another "
+      "workdir, or go back to the config that is there."
+    )
+  return new
 
 
 def open_run_directory(
@@ -28,16 +78,9 @@ def open_run_directory(
   """Writes config and versions, or checks that they are of the same run.
 
   Raises:
-    ValueError: the directory holds a run of another config.
+    ValueError: as ``check_run_directory``.
   """
-  new = _files.plain(config)
-  old = read_json(workdir / "config.json")
-  if old is not None and old != new:
-    changes = "; ".join(_differences(old, new, ""))
-    raise ValueError(
-      f"{workdir} holds a run of another config: {changes}. Choose another "
-      "workdir, or go back to the config that is there."
-    )
+  new = check_run_directory(workdir, config)
   if write:
     _files.write_json(workdir / "config.json", new)
     _files.write_json(workdir / "versions.json", _files.versions())
@@ -64,12 +107,18 @@ def write_release(
   release = workdir / "release"
   with (
     _files.explained_disk_errors(release),
-    ocp.StandardCheckpointer() as checkpointer,
+    # Synchronous: the other one gives up when the clock jumps ahead.
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
   ):
-    checkpointer.save(release.absolute() / "params", params, force=True)
+    _files.make_directory(release)
+    checkpointer.save(
+      release.absolute() / "params", ocp.args.StandardSave(params), force=True
+    )
   if not is_main:
     return
-  config = read_json(workdir / "config.json")
+  _files.owner_only(release)
+  _files.write_atomic(release / _DIGEST, _checkpoint.digest(params) + "\n")
+  config = _files.read_json(workdir / "config.json")
   _files.write_json(release / "config.json", _without_seeds(config))
   if statement is None:
     text = "This training is NOT private: ε = ∞."
@@ -98,14 +147,32 @@ def load_release(workdir: str | pathlib.Path, like: PyTree) -> PyTree:
 
   Raises:
     FileNotFoundError: the run has not finished, or is not there.
+    ValueError: its files are damaged.
   """
   workdir = pathlib.Path(workdir)
-  for path in (workdir / "release" / "params", workdir / "params"):
+  for folder in (workdir / "release", workdir):
+    path = folder / "params"
     if path.exists():
-      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-      with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), abstract)
+      return _read_params(path, folder / _DIGEST, like)
   raise FileNotFoundError(
     f"{workdir} has no released parameters. Finish the run first: "
     "python scripts/train.py with the same --config and --workdir."
   )
+
+
+def _read_params(
+  path: pathlib.Path, digest: pathlib.Path, like: PyTree
+) -> PyTree:
+  abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(path.absolute(), abstract)
+    if _checkpoint.digest(params) != _files.read(digest).strip():
+      raise ValueError(f"they do not match {digest}")
+  except Exception as error:
+    raise ValueError(
+      f"The parameters in {path} cannot be read: {_files.first_line(error)}. "
+      "They are of another model than asked for, or damaged; then take another "
+      "copy, or run the command of the run again, which writes them anew."
+    ) from error
+  return params

@@ -37,6 +37,7 @@ class Start(NamedTuple):
   seeds: Seeds
   ledger: Ledger | None
   is_replay: bool = True  # the steps from here on have the noise of before
+  rows_digest: str | None = None  # of the rows of metrics up to here
 
 
 def resume(
@@ -61,12 +62,15 @@ def resume(
     ValueError: what was spent is unknown, or was spent on another mechanism.
   """
   restored = checkpoints.restore(fresh.state)
-  text = path.read_text() if path.exists() else None
+  text = _files.read(path)
   # Nobody charges before all have read.
   _sharding.wait_for_all_processes("the ledger was read")
   ledger = None
-  if mechanism is not None and text is not None:
-    ledger = Ledger.from_json(text)
+  if mechanism is not None and path.exists():
+    try:
+      ledger = Ledger.from_json(text)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from None
     ledger.check(mechanism)
   if restored is None:
     if ledger is not None and ledger.num_steps:
@@ -79,7 +83,7 @@ def resume(
   step, state, meta = restored
   seeds = Seeds.from_json(meta["seeds"])
   if mechanism is None:
-    return Start(step, state, seeds, None)
+    return Start(step, state, seeds, None, rows_digest=meta["rows"])
   if ledger is None or ledger.next_step < step:
     raise ValueError(
       f"{path} is missing or older than the checkpoint at step {step}, so that "
@@ -87,7 +91,7 @@ def resume(
       "another workdir."
     )
   if step >= num_steps:
-    return Start(step, state, seeds, ledger)
+    return Start(step, state, seeds, ledger, rows_digest=meta["rows"])
   lost = ledger.next_step - step
   changed = _changed(meta["fingerprint"], fingerprint())
   if meta["incarnation"] != ledger.incarnation:
@@ -104,7 +108,7 @@ def resume(
         ", ".join(changed),
         lost,
       )
-  return Start(step, state, seeds, ledger, not changed)
+  return Start(step, state, seeds, ledger, not changed, meta["rows"])
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from jaxdp.sampling import Sampler
 from jaxdp.training import (
   _budget,
   _checkpoint,
+  _faults,
   _feed,
   _files,
   _metrics,
@@ -96,6 +97,16 @@ class Run:
   def __call__(
     self, params: PyTree, feed: _feed.Feed, seeds: Seeds
   ) -> tuple[TrainState, History]:
+    with (
+      _release.alone(self.workdir),
+      _faults.grace() as self._grace,
+      _faults.explained_losses(),
+    ):
+      return self._train(params, feed, seeds)
+
+  def _train(
+    self, params: PyTree, feed: _feed.Feed, seeds: Seeds
+  ) -> tuple[TrainState, History]:
     mechanism, mesh = self.step.mechanism, self.performance.mesh
     size = self._steps_per_call(feed)
     state = self.step.init(params, seeds.noise_key(0))
@@ -129,7 +140,7 @@ class Run:
     if start.step == 0:
       # The seeds must outlive a crash of the first steps.
       self._write_ledger()
-      self._save(state)
+      self._save(state, _metrics.NO_ROWS)
     self._since_row = [0, 0.0]  # steps and seconds
     with (
       _metrics.Metrics(
@@ -137,13 +148,20 @@ class Run:
         first_step=start.step,
         num_steps=self.num_steps,
         progress=self.progress and self._is_main,
+        digest=start.rows_digest,
       ) as metrics,
       concurrent.futures.ThreadPoolExecutor(1) as self._accountant,
     ):
       plan = self._plan(start.step, size)
       for call in feed.calls(plan, self._seeds.sampler_seed(incarnation)):
+        if self._grace.is_over():
+          self._save(state, metrics.digest)
+          self._grace.end(int(state.step), saved=self.workdir is not None)
         state = self._do(call, state, program(), metrics)
-    return state, self._finish(state, metrics.rows)
+    history = self._finish(state, metrics.rows)
+    if self._grace.signalled:
+      self._grace.end(int(state.step), saved=self.workdir is not None)
+    return state, history
 
   def _do(
     self,
@@ -176,7 +194,7 @@ class Run:
       row = self._row(last, state, info, due["eval"], epsilon.result())
       metrics.write(row)
     if due["save"]:
-      self._save(state)
+      self._save(state, metrics.digest)
     return state
 
   def _epsilon(self, step: int) -> float | None:
@@ -235,10 +253,13 @@ class Run:
 
   # The run directory.
 
-  def _open(
-    self, workdir: pathlib.Path, start: _resume.Start, params: PyTree
-  ) -> _resume.Start:
-    """Checks that it is new, or holds this very run, and goes on with that."""
+  def check_workdir(self, params: PyTree) -> None:
+    """Raises if the run directory is that of another run."""
+    if self.workdir is not None:
+      _release.check_run_directory(self.workdir, self._record(params))
+
+  def _record(self, params: PyTree) -> dict[str, Any]:
+    """What ``config.json`` says."""
     config, mechanism = self.config, self.step.mechanism
     if config is None:
       shapes = jax.tree.map(
@@ -251,6 +272,13 @@ class Run:
         "delta": self.delta,
         "params": shapes,
       }
+    return config
+
+  def _open(
+    self, workdir: pathlib.Path, start: _resume.Start, params: PyTree
+  ) -> _resume.Start:
+    """Checks that it is new, or holds this very run, and goes on with that."""
+    config = self._record(params)
     _release.open_run_directory(workdir, config, write=self._is_main)
     self._checkpoints = _checkpoint.Checkpoints(
       workdir / "checkpoints", self.keep_checkpoints
@@ -259,7 +287,7 @@ class Run:
       start,
       self._checkpoints,
       workdir / "ledger.json",
-      mechanism,
+      self.step.mechanism,
       self.num_steps,
       self._fingerprint,
     )
@@ -270,7 +298,7 @@ class Run:
     text = self._ledger.to_json() + "\n"
     _files.write_atomic(self.workdir / "ledger.json", text)
 
-  def _save(self, state: TrainState) -> None:
+  def _save(self, state: TrainState, rows_digest: str) -> None:
     if self._checkpoints is None:
       return
     meta = {
@@ -278,6 +306,7 @@ class Run:
       "incarnation": self._ledger.incarnation if self._ledger else 0,
       "seeds": self._seeds.to_json(),
       "ledger": None if self._ledger is None else self._ledger.to_json(),
+      "rows": rows_digest,
     }
     self._checkpoints.save(int(state.step), state, meta)
 

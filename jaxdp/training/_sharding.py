@@ -74,6 +74,15 @@ def wait_for_all_processes(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
+def as_process_0_says(value: bool) -> bool:
+  """The value of process 0, in every process."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
   """The sharding of what every device has a copy of."""
   return None if mesh is None else NamedSharding(mesh, P())

@@ -235,7 +235,7 @@ def make_train_step(
   return TrainStep(init, mechanism, run, jitted)
 
 
-def _fetch(data: PyTree, rows: PyTree, mask: Any) -> tuple[PyTree, Any]:
+def fetch(data: PyTree, rows: PyTree, mask: Any) -> tuple[PyTree, Any]:
   """The units and their mask: ``rows``, or those of data on the device.
 
   A mask with a second axis speaks of the records of a unit. What stands in for
@@ -270,7 +270,7 @@ def _release(
     keys: Any,
   ) -> Any:  # fmt: skip
     params, window = params
-    batch, mask = _fetch(data, rows, mask)
+    batch, mask = fetch(data, rows, mask)
     return sum_of(window)(params, batch, mask, rule_state, keys)
 
   over_devices = _sharding.sum_over_devices(local, mesh)
@@ -319,7 +319,7 @@ def _mean_grad(
     keys: Any,
   ) -> tuple[PyTree, Any, SensitiveInfo]:
     rows, mask, keys = _sharding.split_rows(mesh, (rows, mask, keys))
-    batch, mask = _fetch(data, rows, mask)
+    batch, mask = fetch(data, rows, mask)
     if mask is None:
       mask = jnp.zeros(per_example.num_units(batch), bool)
     count = jnp.maximum(jnp.sum(~mask), 1).astype(jnp.float32)
