@@ -1,10 +1,11 @@
 """Measures how much a mechanism shows, to hold against what it claims.
 
-Read ``_bounds.py`` first: from an adversary's scores to lower bounds on epsilon
-and mu at a stated confidence. ``mechanism`` plays that adversary against
-thousands of short runs; ``one_run_lower_bound`` needs a single run with many
-canaries. A lower bound above the claim is a bug; one below it
-proves nothing.
+``sensitivity`` looks inside: the same randomness on neighbouring data, and how
+far the sum moves before the noise. The others look from outside. Read
+``_bounds.py`` first: from an adversary's scores to lower bounds on epsilon and
+mu at a stated confidence. ``mechanism`` plays that adversary against thousands
+of short runs; ``one_run_lower_bound`` needs a single run with many canaries. A
+lower bound above the claim is a bug; one below it proves nothing.
 """
 
 from jaxdp.audit._audit import AuditResult, mechanism
