@@ -1,6 +1,7 @@
 """Black-box audits: bounds that are true, and mechanisms that keep below."""
 
-import jax
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -178,9 +179,40 @@ class HalfTheNoise(jaxdp.Mechanism):
     return super().stddev(rule_state, step) / 2
 
 
-def test_a_mechanism_that_adds_half_its_noise_is_refuted():
-  jax.tree_util.register_dataclass(HalfTheNoise)
-  broken = HalfTheNoise(clipping.flat(1.0), sampling.FullBatch(3), 2.0)
+@pytest.mark.parametrize(
+  "sampler",
+  [
+    sampling.FullBatch(3),
+    # In the curve, long before it could be seen in epsilon.
+    sampling.Poisson(num_examples=6, expected_batch_size=3),
+  ],
+  ids=["FullBatch", "Poisson"],
+)
+def test_a_mechanism_that_adds_half_its_noise_is_refuted(sampler):
+  broken = HalfTheNoise(clipping.flat(1.0), sampler, 2.0)
   result = audit.mechanism(broken, delta=DELTA, trials=2000)
   assert result.exceeds
+  assert result.mu_lower > 1.1 * result.mu_claimed
   assert "REFUTES the claim" in str(result)
+
+
+def test_results_are_strict_json_whatever_is_claimed():
+  result = audit.AuditResult(
+    mechanism="flat",
+    kind="gradient canary",
+    epsilon_claimed=1.5,
+    epsilon_lower=0.5,
+    delta=DELTA,
+    mu_claimed=np.inf,
+    mu_lower=0.1,
+    confidence=0.95,
+    trials=100,
+    num_steps=1,
+    accountant="pld",
+    neighboring_relation="ADD_OR_REMOVE_ONE",
+    seed=0,
+  )
+  fields = json.loads(result.to_json())
+  assert fields.pop("mu_claimed") is None
+  assert fields == {name: getattr(result, name) for name in fields}
+  assert not result.exceeds

@@ -11,6 +11,7 @@ import pytest
 from absl import app, flags
 
 import jaxdp
+from jaxdp import experiment
 
 # ml_collections loads a config in an old way.
 pytestmark = pytest.mark.filterwarnings(
@@ -236,3 +237,49 @@ def test_accounting_says_in_one_line_what_is_wrong(call, arguments, match):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_thin(path):
   assert len(path.read_text().splitlines()) <= 60
+
+
+AUDIT = [
+  "--config=configs/audit/mechanisms.py:flat",
+  "--config.audit.trials=400",
+  "--config.privacy.target_epsilon=6.0",
+]
+
+
+def test_an_audit_prints_one_object(call):
+  result = json.loads(call("audit.py", *AUDIT, "--json"))
+  assert result["mechanism"] == "flat"
+  assert 5.99 < result["epsilon_claimed"] <= 6
+  assert 1 < result["epsilon_lower"] < result["epsilon_claimed"]
+  assert (result["confidence"], result["trials"]) == (0.95, 400)
+
+
+def test_an_audit_that_refutes_a_claim_fails(call, monkeypatch, capsys):
+  result = jaxdp.audit.AuditResult(
+    mechanism="flat",
+    kind="gradient canary",
+    epsilon_claimed=1.0,
+    epsilon_lower=2.0,
+    delta=1e-5,
+    mu_claimed=0.3,
+    mu_lower=0.5,
+    confidence=0.95,
+    trials=200,
+    num_steps=1,
+    accountant="gdp",
+    neighboring_relation="ADD_OR_REMOVE_ONE",
+    seed=0,
+  )
+  monkeypatch.setattr(experiment, "run_audit", lambda config: result)
+  with pytest.raises(SystemExit) as error:
+    call("audit.py", *AUDIT)
+  assert error.value.code == 1
+  out = capsys.readouterr().out
+  assert "claimed ε = 1, δ = 1e-05" in out
+  assert "ε >= 2 at 95% confidence (μ >= 0.5 of 0.3 there)" in out
+  assert "REFUTES the claim" in out
+
+
+def test_a_mistake_in_an_audit_is_one_line(call):
+  with pytest.raises(SystemExit, match=r"error: config\.unit must be one of"):
+    call("audit.py", *AUDIT, "--config.unit=user")

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from jaxdp.accounting import _validate
+from jaxdp.accounting import TradeoffCurve, _validate
 from jaxdp.audit import _bounds, _trials
 from jaxdp.mechanism import Mechanism
 
@@ -23,7 +23,11 @@ class AuditResult:
     epsilon_claimed: by the mechanism's own accounting, at ``delta``.
     epsilon_lower: the lower bound; above the claim, the claim is wrong.
     delta: of both.
-    mu_lower: the lower bound on mu; None where there is none.
+    mu_claimed: the mu of the claimed trade-off curve, at the false positive
+      rate of the best test; with Gaussian DP the same everywhere. None where no
+      such test was made.
+    mu_lower: the lower bound on mu; above ``mu_claimed``, a point lies below
+      the curve, and the claim is wrong.
     confidence: of each bound.
     trials: on each side; or canaries of one run.
     num_steps: of a trial or of the run.
@@ -37,6 +41,7 @@ class AuditResult:
   epsilon_claimed: float
   epsilon_lower: float
   delta: float
+  mu_claimed: float | None
   mu_lower: float | None
   confidence: float
   trials: int
@@ -48,21 +53,28 @@ class AuditResult:
   @property
   def exceeds(self) -> bool:
     """Whether the claim is refuted, at the confidence."""
-    return self.epsilon_lower > self.epsilon_claimed
+    below_curve = (self.mu_lower or 0.0) > (self.mu_claimed or math.inf)
+    return below_curve or self.epsilon_lower > self.epsilon_claimed
 
   def to_json(self) -> str:
-    """One object, strict JSON."""
-    return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+    """One object, strict JSON; an infinite mu is null."""
+    fields = dataclasses.asdict(self)
+    if self.mu_claimed is not None and math.isinf(self.mu_claimed):
+      fields["mu_claimed"] = None
+    return json.dumps(fields, indent=2, allow_nan=False)
 
   def __str__(self) -> str:
     verdict = "REFUTES the claim" if self.exceeds else "is within the claim"
     noun = "canaries" if self.kind == "one run" else "trials a side"
+    of_mu = ""
+    if self.mu_lower is not None:
+      of_mu = f" (μ >= {self.mu_lower:.4g} of {self.mu_claimed:.4g} there)"
     return (
       f"{self.mechanism}: claimed ε = {self.epsilon_claimed:.4g}, δ = "
       f"{self.delta:g} ({self.neighboring_relation}, {self.accountant}).\n"
       f"Audit ({self.kind}, {self.trials:,} {noun}, {self.num_steps} steps): "
-      f"ε >= {self.epsilon_lower:.4g} at {self.confidence:.0%} confidence, "
-      f"which {verdict}."
+      f"ε >= {self.epsilon_lower:.4g} at {self.confidence:.0%} confidence"
+      f"{of_mu}, which {verdict}."
     )
 
 
@@ -101,8 +113,10 @@ def mechanism(
     **options: of ``make_train_step``: engine, microbatch, inner momentum.
 
   Returns:
-    The claim is that of ``mechanism.privacy(num_steps, delta)``. A claim of
-    Gaussian DP is held against mu, any other against epsilon at delta.
+    The claim is that of ``mechanism.privacy(num_steps, delta)``. If it is one
+    of Gaussian DP, epsilon_lower comes from mu, else from epsilon at delta. The
+    best test's errors are held against ``mechanism.tradeoff(num_steps)`` too,
+    which is the sharper of both where batches are sampled.
 
   Example:
     >>> import jaxdp
@@ -147,6 +161,7 @@ def mechanism(
     epsilon_claimed=statement.epsilon,
     epsilon_lower=epsilon.value,
     delta=delta,
+    mu_claimed=_mu_claimed(mechanism.tradeoff(num_steps), mu),
     mu_lower=mu.value,
     confidence=confidence,
     trials=trials,
@@ -155,3 +170,11 @@ def mechanism(
     neighboring_relation=statement.neighboring_relation,
     seed=seed,
   )
+
+
+def _mu_claimed(curve: TradeoffCurve, bound: _bounds.Bound) -> float:
+  """What ``bound`` may be, at most, where its test is on the claimed curve."""
+  (_, fpr), _ = bound.intervals
+  if fpr == 1:
+    return math.inf  # A test that always says "with" is bounded by nothing.
+  return float(_bounds.mu_of(fpr, curve(fpr)))

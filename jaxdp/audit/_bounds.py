@@ -265,4 +265,6 @@ def _best_threshold(
     _upper_limit(positives, len(without_canary), _CHOICE_ALPHA),
     _upper_limit(negatives, len(with_canary), _CHOICE_ALPHA),
   )
-  return float(values[np.argmax(bounds)])
+  # Where all come to nothing, the one in the middle may yet come to something.
+  best = np.argmax(bounds) if np.any(bounds > 0) else len(values) // 2
+  return float(values[best])

@@ -137,6 +137,7 @@ def _one_run(
     epsilon_claimed=statement.epsilon,
     epsilon_lower=bound.value,
     delta=statement.delta,
+    mu_claimed=None,
     mu_lower=None,
     confidence=confidence,
     trials=canaries,
