@@ -14,9 +14,13 @@ import re
 
 import pytest
 
-from tests import planted, planted_releases, planted_sums
+from tests import planted, planted_accounts, planted_releases, planted_sums
 
-ERRORS = (*planted_sums.ERRORS, *planted_releases.ERRORS)
+ERRORS = (
+  *planted_sums.ERRORS,
+  *planted_releases.ERRORS,
+  *planted_accounts.ERRORS,
+)
 MUST_BE_THERE = """
   noise at half scale
   no noise on one leaf
@@ -59,7 +63,15 @@ def measured(check, make):
   return planted.CHECKS[check](make())
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.name)
+@pytest.mark.parametrize(
+  "error",
+  [
+    pytest.param(
+      error, id=error.name, marks=[pytest.mark.rounding] * error.rounding
+    )
+    for error in ERRORS
+  ],
+)
 def test_a_planted_error_is_caught_and_the_genuine_thing_passes(error):
   assert measured(error.check, error.genuine) <= 1 + planted.ROUNDING
   assert measured(error.check, error.planted) > 1.2
