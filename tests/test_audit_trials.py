@@ -181,25 +181,36 @@ def test_mistakes_in_an_audit_of_a_mechanism_are_named():
     experiment.run_audit(config)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_no_audit_exceeds_its_claim(name):
-  result = experiment.run_audit(config_of(name, trials=5000))
-  assert 3.99 < result.epsilon_claimed <= 4
-  assert not result.exceeds
-  assert result.epsilon_lower > 0.1
-  if mechanisms.get_config(name).sampler.name == "FullBatch":
-    # Nothing is left to chance but the noise, so that audits are tight.
-    assert result.epsilon_lower > 0.7 * result.epsilon_claimed
+def table():
+  """Of docs/audits.md: claimed and least epsilon, least and claimed mu."""
+  number = r" ([\d.]+) \|"
+  rows = re.findall(
+    rf"^\| `([a-z_]+)` \| [^|]* \|{4 * number}", DOCS.read_text(), re.M
+  )
+  return {name: [float(x) for x in numbers] for name, *numbers in rows}
 
 
 def test_the_table_of_audits_has_every_mechanism_and_none_above_its_claim():
-  rows = re.findall(
-    r"^\| `(\w+)` \| [^|]* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|",
-    DOCS.read_text(),
-    re.M,
+  assert list(table()) == NAMES
+  for claimed, lower, mu_lower, mu_claimed in table().values():
+    assert 0 < lower <= claimed <= 4
+    assert 0 < mu_lower <= mu_claimed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_no_audit_exceeds_its_claim(name):
+  result = experiment.run_audit(mechanisms.get_config(name))
+  assert 3.99 < result.epsilon_claimed <= 4
+  assert not result.exceeds
+  if result.accountant == "gdp" and result.num_steps == 1:
+    # Nothing is left to chance but the noise, so that audits are tight.
+    assert result.epsilon_lower > 0.8 * result.epsilon_claimed
+  found = (
+    result.epsilon_claimed,
+    result.epsilon_lower,
+    result.mu_lower,
+    result.mu_claimed,
   )
-  assert [name for name, *_ in rows] == NAMES
-  for _, claimed, lower, mu in rows:
-    assert 0 < float(lower) <= float(claimed) <= 4
-    assert float(mu) > 0
+  # Rounded, and by counts, of which one more or less may fall elsewhere.
+  np.testing.assert_allclose(found, table()[name], rtol=0.01, atol=0.01)
