@@ -484,7 +484,7 @@ def test_unknown_names_and_options_list_the_known_ones():
   with pytest.raises(ValueError, match=r"mlp, random_.* got 'resnet50'"):
     models.create("resnet50", **options)
   with pytest.raises(
-    TypeError, match="no option 'groups'; did you mean 'num_groups'.*norm"
+    TypeError, match=r"no option 'groups'; did you mean 'num_groups'.*norm"
   ):
     models.create("resnet18", groups=3, **options)
   with pytest.raises(ValueError, match="num_classes must be > 0"):
