@@ -70,7 +70,7 @@ def overwritten(folder):
 def pickled(folder):
   meta = {"preprocessing": 1, "dtypes": {"train/image": "object"}}
   arrays = {"train/image": np.array([{}] * 3, object)}
-  np.savez(folder / "mine.npz", meta=json.dumps(meta), **arrays)  # type: ignore[arg-type]
+  np.savez(folder / "mine.npz", meta=json.dumps(meta), **arrays)
 
 
 def foreign(folder):
@@ -102,7 +102,6 @@ def prepared(info):
 
 def configurations(folder):
   for name in ("small", "large"):
-    prepared("{}")(folder)
     (folder / "mine" / name / "1.0.0").mkdir(parents=True)
     (folder / "mine" / name / "1.0.0" / "dataset_info.json").write_text("{}")
 
