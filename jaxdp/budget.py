@@ -188,6 +188,8 @@ def plan(
         f"batch_size={batch_size}. Leave it out, or use another sampler."
       )
     del given["batch_size"]
+  if num_steps is not None and num_steps < 1:
+    raise ValueError(f"num_steps must be >= 1, got num_steps={num_steps}.")
   missing = [name for name, value in given.items() if value is None]
   if target_epsilon is None and missing:
     raise ValueError(

@@ -107,6 +107,8 @@ def changed(draw):
   config = read(name)
   changes = []
   for _ in range(draw(st.integers(1, 4))):
+    if not config:
+      break  # all of it was dropped
     path = draw(st.sampled_from(sorted(leaves(config), key=repr)))
     inner = config
     for part in path[:-1]:

@@ -4,16 +4,31 @@ The tables are in `tests/bad_inputs/`.
 """
 
 import hashlib
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
 
+import absl.flags
+import absl.logging
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
-from jaxdp import errors, experiment
+from jaxdp import errors, experiment, probe
 from tests import gate, toy
-from tests.bad_inputs import configs, fits
+from tests.bad_inputs import checkpoints, configs, datasets, fits, flags
 from tests.test_experiment import small
+
+# ml_collections loads a config in an old way.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Compiles:
@@ -79,3 +94,106 @@ def test_bad_configurations(name, tmp_path):
 def test_bad_arguments_of_fit(name, tmp_path):
   changes, match = fits.ROWS[name]
   refused(lambda: toy.fit(tmp_path / "run", **changes), match, tmp_path)
+
+
+@pytest.mark.parametrize("name", datasets.ARRAYS)
+def test_bad_arrays(name, tmp_path):
+  dataset, match = datasets.ARRAYS[name]
+  refused(lambda: toy.fit(tmp_path / "run", dataset=dataset), match, tmp_path)
+
+
+@pytest.mark.parametrize("name", datasets.PACKS)
+def test_bad_data_folders(name, tmp_path):
+  make, match = datasets.PACKS[name]
+  make(tmp_path)
+  config = small(data__name="mine", data__data_dir=str(tmp_path))
+  refused(
+    lambda: experiment.train(config, tmp_path / "run", progress=False),
+    match,
+    tmp_path,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("finished") / "run"
+  toy.fit(folder, seed=3)
+  return folder
+
+
+@pytest.mark.parametrize("name", checkpoints.ROWS)
+def test_bad_run_directories(name, finished, tmp_path, monkeypatch):
+  change, arguments, match = checkpoints.ROWS[name]
+  folder = tmp_path / "run"
+  shutil.copytree(finished, folder)
+  change(folder)
+  before = content(folder)
+  monkeypatch.setattr(probe, "check_gradients", lambda *_, **__: None)
+  with pytest.raises(Exception, match=f"(?s){match}") as caught:
+    toy.fit(folder, seed=3, **arguments)
+  assert errors.is_refusal(caught.value), repr(caught.value)
+  # What is damaged may be set aside. Nothing is lost.
+  assert {*before.values()} <= {*content(folder).values()}
+
+
+@pytest.fixture
+def files(tmp_path):
+  folder = tmp_path / "files"
+  folder.mkdir()
+  for name, text in flags.FILES.items():
+    (folder / name).write_text(text)
+  return folder
+
+
+def command(name, files, tmp_path):
+  script, given, status, match = flags.ROWS[name]
+  places = {"files": files, "folder": tmp_path}
+  path = str(ROOT / "scripts" / script)
+  return [path, *(flag.format(**places) for flag in given)], status, match
+
+
+def call(argv):
+  """Runs a script in this process, as `python` does; its exit status."""
+  before = {*absl.flags.FLAGS}
+  try:
+    with pytest.raises(SystemExit) as caught:
+      runpy.run_path(argv[0], run_name="__main__")
+  finally:
+    for flag in {*absl.flags.FLAGS} - before:
+      delattr(absl.flags.FLAGS, flag)
+  return caught.value.code
+
+
+@pytest.mark.parametrize("name", flags.ROWS)
+def test_bad_command_lines(name, files, tmp_path, monkeypatch, capfd):
+  argv, status, match = command(name, files, tmp_path)
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(sys, "argv", argv)
+  # The handler would outlive this test.
+  monkeypatch.setattr(absl.logging, "use_absl_handler", lambda: None)
+  before = content(tmp_path)
+  with Compiles() as compiles:
+    assert call(argv) == status
+  out, err = capfd.readouterr()
+  assert re.search(match, err, re.DOTALL), err
+  assert "Traceback" not in out + err
+  assert compiles.count == 0
+  assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", flags.AS_PROCESSES)
+def test_bad_command_lines_of_a_shell(name, files, tmp_path):
+  argv, status, match = command(name, files, tmp_path)
+  before = content(tmp_path)
+  done = subprocess.run(
+    [sys.executable, "-W", "ignore", *argv],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == status
+  assert re.search(match, done.stderr, re.DOTALL), done.stderr
+  assert "Traceback" not in done.stderr
+  assert not done.stdout
+  assert content(tmp_path) == before

@@ -67,7 +67,14 @@ def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path:
       f"{', '.join(map(repr, choices))}."
     )
   newest = max(found, key=lambda folder: _version_key(folder.name))
-  file_format = json.loads((newest / _INFO).read_text()).get("fileFormat")
+  try:
+    info = json.loads((newest / _INFO).read_text())
+  except ValueError as error:
+    raise ValueError(
+      f"{newest / _INFO} is damaged ({error}). Copy the folder again, or "
+      f"prepare it again:\n{_how_to_prepare(path, data_dir)}"
+    ) from None
+  file_format = info.get("fileFormat")
   if file_format != "array_record":
     raise ValueError(
       f"dataset {name!r} in {newest} is stored as {file_format}, which has no "

@@ -12,6 +12,7 @@ import re
 import time
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def _read_part(
           f"the pack {path} has the splits {splits}, got {split=}."
         )
       return {
-        key.partition("/")[2]: file[key].astype(dtype, copy=False)
+        key.partition("/")[2]: _read_array(file, key).astype(dtype, copy=False)
         for key, dtype in dtypes.items()
         if key.startswith(f"{split}/")
       }
@@ -128,6 +129,14 @@ def _read_part(
       f"the pack {path} is damaged ({error}). Copy it again, or make it again: "
       f"python -m jaxdp.data pack {name}"
     ) from error
+
+
+def _read_array(file: Any, key: str) -> np.ndarray:
+  try:
+    array: np.ndarray = file[key]
+  except ValueError as error:  # pickled objects, which are never loaded
+    raise EOFError(str(error)) from None
+  return array
 
 
 def _compact(rows: np.ndarray, share: np.ndarray) -> np.ndarray:

@@ -251,7 +251,10 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
     raise ValueError(
       f"A change of {path!r}: no config has {section!r}; {hint}."
     )
-  values[section] = {**values[section], name: value} if name else value
+  if name:
+    _types.check(section, values.get(section), Mapping)
+    value = {**values[section], name: value}
+  values[section] = value
 
 
 def _check_section(

@@ -34,6 +34,11 @@ def _check_labels(config: ExperimentConfig, dataset: Examples) -> None:
       "a label. Pass arrays of another form to jaxdp.fit, with their loss."
     )
   label, num_classes = dataset["label"], config.model["num_classes"]
+  if len({len(x) for x in dataset.values()}) > 1:
+    raise ValueError(
+      f"The arrays of dataset {name!r} need the same number of rows, got "
+      f"{fields}."
+    )
   if not len(label):
     raise ValueError(f"Dataset {name!r} is empty: {fields}.")
   if label.ndim != 1 or label.dtype.kind not in "iu":

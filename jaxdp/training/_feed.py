@@ -160,13 +160,25 @@ def num_rows(dataset: PyTree | Reader) -> int:
   if _is_reader(dataset):
     return len(dataset)
   shapes = jax.tree.map(np.shape, dataset)
-  lengths = {np.shape(x)[:1] for x in jax.tree.leaves(dataset)}
+  leaves = jax.tree.leaves(dataset)
+  lengths = {np.shape(x)[:1] for x in leaves}
   if len(lengths) != 1 or () in lengths:
     raise ValueError(
       "The arrays of a data set need the same first axis (one row an example), "
       f"got shapes {shapes}."
     )
+  dtypes = {str(x.dtype): x.dtype.kind for x in map(_first, leaves)}
+  if wrong := [name for name, kind in dtypes.items() if kind in "OUSmM"]:
+    raise ValueError(
+      f"An array of the data set has dtype {wrong[0]}. All need numbers: leave "
+      "the others out, or map them to integers."
+    )
   return lengths.pop()[0]
+
+
+def _first(x: Any) -> Any:
+  """The first rows; also of what is no array, such as a list."""
+  return x[:1] if hasattr(x, "dtype") else np.asarray(x[:1])
 
 
 def first_row(dataset: PyTree | Reader) -> PyTree:
