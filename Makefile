@@ -26,7 +26,7 @@ train: $(STAMP)
 
 # ARGS="--cov --cov-report=term" counts lines; JAX then traces half as fast.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 # Compiled with optimisation, which the fast tests leave out: what is slow, and
 # once more what looks at rounding.

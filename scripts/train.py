@@ -34,9 +34,7 @@ def main(_: list[str]) -> None:
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
   elif not (_NUM_PROCESSES.value is None and _PROCESS_ID.value is None):
-    raise ValueError(
-      "--num_processes and --process_id need --coordinator=HOST:PORT."
-    )
+    raise ValueError("Several processes need --coordinator=HOST:PORT.")
   # After jax.distributed: these imports may touch devices.
   from jaxdp import experiment, report, training
 

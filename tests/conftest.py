@@ -15,6 +15,8 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     flags += [
       "--xla_backend_optimization_level=0",
       "--xla_llvm_disable_expensive_passes=true",
+      "--xla_cpu_use_fusion_emitters=false",
+      "--xla_cpu_parallel_codegen_split_count=1",
     ]
   os.environ["XLA_FLAGS"] = " ".join(flags)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

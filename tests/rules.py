@@ -83,8 +83,15 @@ PARAMS = {
 }
 
 
-def _params(rows: tuple[Row, ...]) -> list:
-  return [pytest.param(row.make(), id=row.id) for row in rows]
+def _params(rows: tuple[Row, ...], fast: tuple[str, ...] = ()) -> list:
+  return [
+    pytest.param(
+      row.make(),
+      id=row.id,
+      marks=pytest.mark.slow if fast and row.name not in fast else (),
+    )
+    for row in rows
+  ]
 
 
 def _one_a_class(rows: tuple[Row, ...]) -> tuple[Row, ...]:
@@ -98,6 +105,11 @@ _bounded = tuple(row for row in ROWS if math.isfinite(row.make().bound))
 every_rule = pytest.mark.parametrize("rule", _params(ROWS))
 every_bounded_rule = pytest.mark.parametrize("rule", _params(_bounded))
 every_name = pytest.mark.parametrize("rule", _params(_one_a_class(ROWS)))
+# One group, several, a statistic; the others are slow tests.
+some_names = pytest.mark.parametrize(
+  "rule",
+  _params(_one_a_class(ROWS), fast=("flat", "per_layer", "adaptive_quantile")),
+)
 
 
 def shaped_norm(

@@ -20,7 +20,7 @@ import pytest
 from jax import monitoring
 
 from jaxdp import errors, experiment, probe
-from tests import gate, toy
+from tests import fuzz_configs, gate, toy
 from tests.bad_inputs import checkpoints, configs, datasets, fits, flags
 from tests.test_experiment import small
 
@@ -197,3 +197,11 @@ def test_bad_command_lines_of_a_shell(name, files, tmp_path):
   assert "Traceback" not in done.stderr
   assert not done.stdout
   assert content(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_minute_of_changed_configs_is_accepted_or_refused_in_words():
+  """`python -m tests.fuzz_configs` does so for longer."""
+  outcomes = fuzz_configs.fuzz(minutes=1, seed=7)
+  assert not outcomes.others
+  assert outcomes.counts["accepted"] > 0 < outcomes.counts["refused"]

@@ -215,6 +215,7 @@ def test_options_that_contradict_each_other_are_refused(monkeypatch):
 # Surveys.
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_table_of_one(tmp_path):
   survey = survey_kills.survey(num_runs=5)
   for count in (1, 2):

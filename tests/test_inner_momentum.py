@@ -47,6 +47,7 @@ def test_without_a_window_it_is_plain(inner, plain):
   assert_same(train(inner), plain)
 
 
+@pytest.mark.slow
 def test_at_rest_a_normalised_window_is_the_plain_gradient():
   """METHODS 5.9: with lr = 0 all iterates are one; so is any first step."""
   inner = InnerMomentum(3, decay=0.7)

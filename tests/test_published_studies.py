@@ -28,7 +28,13 @@ def design_of(config, data):
   return studies.Design.from_config_dict(module.get_config(data))
 
 
-@pytest.mark.parametrize("config, data", NAMES)
+@pytest.mark.parametrize(
+  "config, data",
+  [
+    pytest.param(*name, marks=() if "digits" in name else pytest.mark.slow)
+    for name in NAMES
+  ],
+)
 def test_no_run_is_missing_and_the_page_is_drawn(tmp_path, config, data):
   design = design_of(config, data)
   shutil.copytree(

@@ -181,7 +181,9 @@ def scheduled():
   )
 
 
-@pytest.mark.parametrize("steps_per_call", [1, "auto"])
+@pytest.mark.parametrize(
+  "steps_per_call", [pytest.param(1, marks=pytest.mark.slow), "auto"]
+)
 def test_fit_runs_and_charges_every_level(scheduled, steps_per_call):
   state, history = toy.fit(
     mechanism=scheduled,

@@ -160,6 +160,7 @@ def test_executors_are_for_surveys(call, tmp_path):
     call(*arguments, "--executor=ray")
 
 
+@pytest.mark.slow
 def test_a_survey_shows_what_it_would_run_and_runs_it(call, tmp_path):
   arguments = (
     "study.py",

@@ -81,9 +81,9 @@ def all_alone(make_rule):
 @pytest.mark.parametrize(
   "make_rule, width",
   [
-    (clipping.flat, 1),
+    pytest.param(clipping.flat, 1, marks=pytest.mark.slow),
     (clipping.flat, 3),
-    (clipping.adaptive_quantile, 3),
+    pytest.param(clipping.adaptive_quantile, 3, marks=pytest.mark.slow),
   ],
 )
 def test_a_run_in_a_stream_is_the_run_by_itself(make_rule, width):

@@ -21,6 +21,7 @@ from jaxdp.studies import (
   design,
 )
 from jaxdp.studies._survey_report import Options
+from tests.test_experiment import small
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FIGURES = (
@@ -266,6 +267,7 @@ def test_bad_input_is_named(tmp_path, monkeypatch):
 def test_the_law_of_a_survey_is_that_of_its_report():
   factor = {"name": "lr", "low": 0.1, "high": 1.0, "scale": "log"}
   config = {
+    "base": small(sampler={"name": "Poisson", "expected_batch_size": 64}),
     "law": {"name": "random", "factors": (factor,), "num_runs": 9},
     "cells": ({"dataset": "x", "num_examples": 10},),
     "options": {"title": "A survey"},

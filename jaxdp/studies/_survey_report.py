@@ -82,9 +82,10 @@ class Options:
   def from_config_dict(cls, config: Any) -> "Options":
     """From the ``report`` of a survey's config."""
     names = [field.name for field in dataclasses.fields(cls)]
+    if hasattr(config, "to_dict"):
+      config = config.to_dict()
     given = config.get("report") or {}
     _types.check("config.report", given, Mapping)
-    given = dict(given)
     if not given and config.get("law"):
       Survey.from_config_dict(config)
       given = _of_survey(config)
