@@ -196,7 +196,7 @@ def sensitivity(
     ValueError: unit 0 is removed moves the sum by 3 of the declared ...
 
   References:
-    2602.17454 (Re:cord-play), which found violations so in 12 libraries.
+    Re:cord-play, arXiv:2602.17454, which found 13 violations in 12 libraries.
   """
   batch = jax.tree.map(np.asarray, batch)
   shape = (per_example.num_units(batch), *mechanism.sampler.unit_shape)
