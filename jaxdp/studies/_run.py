@@ -85,6 +85,7 @@ def run(
     BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+  check_design(design)
   with _workdir.alone(workdir) as folder:
     return _run(design, folder, deadline, progress, resume)
 
@@ -98,7 +99,6 @@ def _run(
 ) -> bool:
   if not resume:
     _workdir.check_new(workdir / _RESULTS)
-  check_design(design)
   _workdir.claim(workdir, _DESIGN, _shared(design))
   results = Results(workdir / _RESULTS)
   workers = Workers(design, jax.local_devices())

@@ -34,6 +34,7 @@ def survey_groups(
     survey: what would run.
     workdir: that of ``run_survey``; design and plan are written to it.
   """
+  check_survey(survey)
   workdir = pathlib.Path(workdir)
   todo, _ = _left(survey, workdir, progress=True)
   lines = []
@@ -83,6 +84,7 @@ def run_survey(
     BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+  check_survey(survey)
   with _workdir.alone(workdir) as folder:
     return _run(
       survey, folder, deadline, progress, executor or LocalExecutor(), resume
@@ -134,7 +136,6 @@ def _left(
   survey: Survey, workdir: pathlib.Path, progress: bool
 ) -> tuple[list[dict[str, Any]], Journal]:
   """The runs that are not there yet, and those that are."""
-  check_survey(survey)
   _workdir.claim(workdir, "survey.json", survey.base)
   table = plan(survey, workdir, progress=progress)
   journal = Journal(workdir / _RUNS)

@@ -9,6 +9,7 @@ import shutil
 
 import optax
 
+from jaxdp import _digest
 from tests import toy
 
 
@@ -27,6 +28,8 @@ def older_ledger(folder):
   ledger["segments"] = [
     {**segment, "num_steps": 4} for segment in ledger["segments"][:1]
   ]
+  del ledger["digest"]
+  ledger["digest"] = _digest.of_json(ledger)
   path.write_text(json.dumps(ledger))
 
 
