@@ -22,6 +22,7 @@ ROWS = jax.tree.map(
     0, [[0.5, 2.0, 3.0], [1e-9, 5.0, 0.1], [9.0] * 3, [1.0] * 3]
   ),
 )
+QUANTILE = functools.partial(clipping.adaptive_quantile, by="layer")
 REPLACE = NeighboringRelation.REPLACE_ONE
 ADD = NeighboringRelation.ADD_OR_REMOVE_ONE
 
@@ -138,15 +139,35 @@ def test_a_replacement_is_met():
   assert far.change == "replaced by the replacement"
 
 
-def test_steps_that_depend_on_values_are_refused():
+@pytest.mark.parametrize(
+  "rows",
+  [
+    lambda xs, mask: xs[~mask],
+    lambda xs, mask: xs[: jnp.sum(~mask)],
+    lambda xs, mask: jnp.stack([xs[i] for i in range(jnp.sum(~mask))]),
+  ],
+  ids=["mask", "slice", "range"],
+)
+def test_steps_that_depend_on_values_are_refused(rows):
   fn = flat()
   with pytest.raises(ValueError, match="tell about them"):
     audit.sensitivity(
       FLAT,
-      lambda w, xs, mask, *rest: fn(w, xs[~mask], None, *rest),
+      lambda w, xs, mask, *rest: fn(w, rows(xs, mask), None, *rest),
       jnp.ones(4),
       XS,
     )
+
+
+@pytest.mark.parametrize("rule", [clipping.per_layer, QUANTILE])
+def test_layers_that_do_not_train_share_in_no_bound(rule):
+  """As in training, where the rule sees the trained leaves alone."""
+  mechanism = FLAT.replace(rule=rule(1.0))
+  options = {"trainable": lambda path, _: path.startswith("body")}
+  fn = jaxdp.clipped_sum(linear, mechanism.rule, **options)
+  rows = jax.tree.map(lambda x: 1e3 * x, ROWS)
+  found = audit.sensitivity(mechanism, fn, PARAMS, rows, **options).check()
+  assert found.ratio > 0.99
 
 
 def test_what_cannot_be_compared_is_refused():

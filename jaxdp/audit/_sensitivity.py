@@ -28,6 +28,8 @@ _UNTRACEABLE = (
   jax.errors.ConcretizationTypeError,
   jax.errors.NonConcreteBooleanIndexError,
   jax.errors.TracerArrayConversionError,
+  jax.errors.TracerIntegerConversionError,
+  IndexError,  # slices of a length that depends on values
 )
 
 
@@ -145,6 +147,7 @@ def sensitivity(
   is_padding_example: Bool[np.ndarray, "..."] | None = None,
   *,
   replacement: PyTree | None = None,
+  trainable: per_example.Trainable = None,
   rule_state: Any = None,
   key: Array | None = None,
 ) -> Sensitivity:
@@ -166,12 +169,14 @@ def sensitivity(
     is_padding_example: as the sampler gives it; None for no padding.
     replacement: one row (or record) that others are replaced with, the further
       from them the better; None for the next row, and its negative.
+    trainable: as for ``clipped_sum``: which leaves train.
     rule_state: None for the state before the first step.
     key: for losses that take one: the same for all neighbours.
 
   Returns:
-    The worst of all pairs. It has seen these rows alone, so that ``exceeds`` is
-    a proof and its absence is none.
+    The worst of all pairs. It has seen these rows and this state alone, so that
+    ``exceeds`` is a proof and its absence is none. How often a ``while_loop``
+    turns is not looked at.
 
   Raises:
     ValueError: the sum cannot be traced: its shapes or steps depend on values.
@@ -212,7 +217,8 @@ def sensitivity(
     )
   key = noise.make_key(0) if key is None else key
   if rule_state is None:
-    rule_state = mechanism.rule.init(params)
+    trained, _ = per_example.partition_params(params, trainable)
+    rule_state = mechanism.rule.init(trained)
   compiled = jax.jit(sum_fn)
 
   def run(side: _Side) -> ClippedSum:
