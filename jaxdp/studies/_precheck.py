@@ -1,10 +1,11 @@
 """Whether every run of a study can be made, before one is and a file written.
 
-What compiles or takes long (training, searching for noise) is left out.
+What compiles or takes long (training, searching for noise) is left out, and so
+are runs that are there: a study that is complete needs no data.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from jaxdp import experiment
@@ -15,17 +16,17 @@ from jaxdp.studies._survey import Survey
 from jaxdp.studies._survey_plan import as_rows
 
 
-def check_design(design: Design) -> None:
-  """Builds the first run of every arm in every setting.
+def check_design(design: Design, runs: Iterable[Run]) -> None:
+  """Builds the first of these runs of every arm in every setting.
 
   Raises:
     ValueError: an arm, setting or grid makes no experiment.
   """
   firsts: dict[str, Run] = {}
-  for run in design.tuning():
+  for run in runs:
     key = json.dumps([run.setting, run.arm, run.overrides], default=str)
     firsts.setdefault(key, run)
-  if not firsts:
+  if next(iter(design.tuning()), None) is None:
     raise ValueError(
       "A study needs arms, settings, rates and tuning_seeds; some are empty."
     )
@@ -36,13 +37,14 @@ def check_design(design: Design) -> None:
   _check(configs, held_out=design.num_validation)
 
 
-def check_survey(survey: Survey) -> None:
-  """Builds every run.
+def check_survey(survey: Survey, made: Container[int]) -> None:
+  """Builds every run that is to be made.
 
   Raises:
     ValueError: a run makes no experiment.
   """
-  _check(map(survey.config, as_rows(survey.table())))
+  rows = as_rows(survey.table())
+  _check(survey.config(row) for row in rows if row["run"] not in made)
 
 
 def _check(configs: Iterable[ExperimentConfig], held_out: int = 0) -> None:

@@ -85,7 +85,8 @@ def run(
     BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-  check_design(design)
+  results = Results(pathlib.Path(workdir) / _RESULTS)
+  check_design(design, [r for r in design.tuning() if r not in results])
   with _workdir.alone(workdir) as folder:
     return _run(design, folder, deadline, progress, resume)
 

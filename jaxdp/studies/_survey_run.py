@@ -34,8 +34,8 @@ def survey_groups(
     survey: what would run.
     workdir: that of ``run_survey``; design and plan are written to it.
   """
-  check_survey(survey)
   workdir = pathlib.Path(workdir)
+  check_survey(survey, _made(workdir))
   todo, _ = _left(survey, workdir, progress=True)
   lines = []
   for group in groups(survey, todo):
@@ -84,7 +84,7 @@ def run_survey(
     BlockingIOError: another process is at work in ``workdir``.
   """
   deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-  check_survey(survey)
+  check_survey(survey, _made(pathlib.Path(workdir)))
   with _workdir.alone(workdir) as folder:
     return _run(
       survey, folder, deadline, progress, executor or LocalExecutor(), resume
@@ -138,6 +138,10 @@ def _left(
   """The runs that are not there yet, and those that are."""
   _workdir.claim(workdir, "survey.json", survey.base)
   table = plan(survey, workdir, progress=progress)
-  journal = Journal(workdir / _RUNS)
-  made = {row["run"] for row in journal}
-  return [row for row in as_rows(table) if row["run"] not in made], journal
+  made = _made(workdir)
+  todo = [row for row in as_rows(table) if row["run"] not in made]
+  return todo, Journal(workdir / _RUNS)
+
+
+def _made(workdir: pathlib.Path) -> set[int]:
+  return {row["run"] for row in Journal(workdir / _RUNS)}
