@@ -28,8 +28,7 @@ def only_process(workdir: pathlib.Path) -> Iterator[None]:
     raise BlockingIOError(
       errno.EWOULDBLOCK,
       f"Another process is at work in {workdir}. Wait for it, or end it; then "
-      " the same command goes on where it stopped. Or choose another "
-      "workdir.",
+      "the same command goes on where it stopped. Or choose another workdir.",
     ) from None
   try:
     yield

@@ -3,6 +3,8 @@
 A grey box: the sum before the noise is looked at, nothing within it. Data sets
 that differ in one unit go through one compiled program, with the same
 parameters and the same randomness, so that what differs is the unit's doing.
+What is found is exact: it must stay with whoever may see the rows. Public or
+made-up ones do as well.
 """
 
 import dataclasses
@@ -73,7 +75,7 @@ class Sensitivity:
   def __str__(self) -> str:
     where = "unit " + ", record ".join(map(str, self.place))
     return (
-      f"{where} {self.change} moves the sum by {self.ratio:.4g} of the "
+      f"{where} ({self.change}): the sum moves by {self.ratio:.4g} of the "
       f"declared sensitivity ({self.neighboring_relation}, {self.pairs} pairs)."
     )
 
@@ -182,7 +184,7 @@ def sensitivity(
     ValueError: the sum cannot be traced: its shapes or steps depend on values.
 
   Example:
-    A loss clipped per batch and not per example:
+    A sum that is scaled after it was clipped:
 
     >>> import jaxdp
     >>> mechanism = jaxdp.Mechanism(
@@ -198,7 +200,7 @@ def sensitivity(
     >>> sensitivity(mechanism, faulty, jnp.ones(3), xs).check()
     Traceback (most recent call last):
     ...
-    ValueError: unit 0 is removed moves the sum by 3 of the declared ...
+    ValueError: unit 0 (is removed): the sum moves by 3 of the declared ...
 
   References:
     Re:cord-play, arXiv:2602.17454, which found 13 violations in 12 libraries.

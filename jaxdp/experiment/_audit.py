@@ -38,6 +38,8 @@ _UNITS: Mapping[str, dict[str, Any]] = {
 def run_audit(config: Any) -> audit.AuditResult:
   """Audits what a config describes.
 
+  Of a run on data the result is *sensitive*: nothing is added to it.
+
   Args:
     config: one of configs/audit/. With a section ``data`` it is a config of a
       run and a section ``audit``: how many ``canaries`` get a wrong label, the
